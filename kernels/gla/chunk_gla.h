@@ -1,0 +1,78 @@
+// Gated linear attention in chunk form, for training and for prompts. Per
+// sequence and head:
+//
+//   S_t = diag(exp(g_t)) S_{t-1} + k_t v_t^T        S [K, V]
+//   o_t = scale * S_t^T q_t
+//
+// computed in chunks of kGlaChunk tokens: matrix products inside a chunk, one
+// state update between chunks. (GLA, arXiv:2312.06635v6, section 4 and
+// algorithms 1-4; fla `chunk_gla`.) Equals the token-by-token recurrence up to
+// rounding; float32 throughout. Deterministic, whatever the thread count.
+//
+// Range of g: any value <= 0, -inf included. Log gates down to -7 per step in
+// all channels or -30 in single ones keep full accuracy. g = -inf is a reset:
+// that channel's past is forgotten exactly, and its gradient dg is 0.
+//
+// Any B, T, H, K, V >= 1. CPU only so far.
+#ifndef GLA_KERNELS_GLA_CHUNK_GLA_H_
+#define GLA_KERNELS_GLA_CHUNK_GLA_H_
+
+#include <cstdint>
+
+#include "absl/types/span.h"
+#include "kernels/base/execution_context.h"
+#include "kernels/base/tensor_view.h"
+
+namespace gla {
+
+inline constexpr int kGlaChunk = 64;  // tokens in a chunk
+
+// Sequences. Without cu_seqlens each of the B rows is one sequence (N = B).
+// With it, B = 1 and sequence n spans tokens [cu_seqlens[n], cu_seqlens[n+1]);
+// cu_seqlens[0] = 0, the last entry is T; empty sequences are legal (final
+// state = initial state).
+struct ChunkGlaFwdArgs {
+  // Inputs.
+  TensorView<const float, 4> q, k;           // [B, T, H, K]
+  TensorView<const float, 4> v;              // [B, T, H, V]
+  TensorView<const float, 4> g;              // [B, T, H, K] log gate, <= 0
+  TensorView<const float, 4> initial_state;  // [N, H, K, V]; empty: zero
+  absl::Span<const int32_t> cu_seqlens;      // [N + 1] or empty
+  float scale = 1;                           // usually 1 / sqrt(K)
+  // Outputs, overwritten.
+  TensorView<float, 4> o;            // [B, T, H, V]
+  TensorView<float, 4> final_state;  // [N, H, K, V]; empty: not wanted; may
+                                     // alias initial_state
+  // What the backward pass reuses; ChunkGlaSavedFloats() elements; empty when
+  // there will be none.
+  TensorView<float, 1> saved;
+};
+void ChunkGlaFwd(const ExecutionContext& ctx, const ChunkGlaFwdArgs& args);
+
+// Size of `saved` in floats, for inputs of these shapes.
+int64_t ChunkGlaSavedFloats(const std::array<int64_t, 4>& k_shape,  // B,T,H,K
+                            const std::array<int64_t, 4>& v_shape,  // B,T,H,V
+                            absl::Span<const int32_t> cu_seqlens);
+
+struct ChunkGlaBwdArgs {
+  // Inputs: those of the forward pass, what it saved, and gradients.
+  TensorView<const float, 4> q, k;           // [B, T, H, K]
+  TensorView<const float, 4> v;              // [B, T, H, V]
+  TensorView<const float, 4> g;              // [B, T, H, K]
+  TensorView<const float, 4> initial_state;  // [N, H, K, V]; empty: zero
+  absl::Span<const int32_t> cu_seqlens;      // [N + 1] or empty
+  float scale = 1;
+  TensorView<const float, 1> saved;
+  TensorView<const float, 4> d_o;            // [B, T, H, V]
+  TensorView<const float, 4> d_final_state;  // [N, H, K, V]; empty: zero
+  // Outputs, overwritten. d_o and the inputs are left as they are.
+  TensorView<float, 4> dq, dk;           // [B, T, H, K]
+  TensorView<float, 4> dv;               // [B, T, H, V]
+  TensorView<float, 4> dg;               // [B, T, H, K]; empty: not wanted
+  TensorView<float, 4> d_initial_state;  // [N, H, K, V]; empty: not wanted
+};
+void ChunkGlaBwd(const ExecutionContext& ctx, const ChunkGlaBwdArgs& args);
+
+}  // namespace gla
+
+#endif  // GLA_KERNELS_GLA_CHUNK_GLA_H_
