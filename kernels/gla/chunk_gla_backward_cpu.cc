@@ -71,18 +71,20 @@ void ComputeScoreGradients(const GlaBlock& chunk, const float* d_o,
   }
 }
 
-// d_state = diag(a) d_state, and the gradient of log a on the way.
+// d_state = diag(a) d_state, and the gradient of log a on the way. No state:
+// zero.
 void DecayStateGradient(const GlaBlock& chunk, const float* decay,
                         const float* state, float* d_state, float* d_through) {
   for (int64_t i = 0; i < chunk.K; ++i) {
-    const float* s = state + i * chunk.V;
-    float* ds = d_state + i * chunk.V;
+    const int64_t row = i * chunk.V;
     const __m256 a = _mm256_set1_ps(decay[i]);
     __m256 sum = _mm256_setzero_ps();
     ForEachVector(chunk.V, [&](int64_t j, auto lanes) {
-      const __m256 d = _mm256_mul_ps(a, lanes.Load(ds + j));
-      sum = _mm256_fmadd_ps(lanes.Load(s + j), d, sum);
-      lanes.Store(ds + j, d);
+      const __m256 d = _mm256_mul_ps(a, lanes.Load(d_state + row + j));
+      if (state != nullptr) {
+        sum = _mm256_fmadd_ps(lanes.Load(state + row + j), d, sum);
+      }
+      lanes.Store(d_state + row + j, d);
     });
     d_through[i] = Sum8(sum);
   }
@@ -112,57 +114,90 @@ void WriteGradients(const GlaBlock& chunk, const BackwardScratch& scratch,
   }
 }
 
-// One chunk; d_state goes from after it to before it.
-void BackwardChunk(const GlaBlock& chunk, const float* state,
-                   const float* scores, const float* d_o, float* dv,
-                   float* d_state, BackwardScratch* scratch) {
+// What a chunk's gradients come from besides its own tokens.
+struct ChunkContext {
+  const float* state;    // before the chunk; null: zero
+  const float* scores;   // of the forward pass
+  const float* d_o;      // the chunk's first row
+  bool d_state_is_zero;  // after the chunk
+  bool want_d_state;     // before the chunk
+};
+
+// Paths through the states: the gradients of queries, keys, v (added to what is
+// there) and of the state, which goes from after the chunk to before it.
+void AddStateGradients(const GlaBlock& chunk, const ChunkContext& context,
+                       float* dv, float* d_state, BackwardScratch* scratch) {
   const int64_t n = chunk.tokens, K = chunk.K, V = chunk.V;
-  const Rows d_o_rows = {d_o, chunk.v_stride};
-  ChunkOperands& operands = scratch->operands;
-  const GlaGradientTiles& grad = scratch->grad;
-  GateChunk(chunk, &operands);
-  ComputeScoreGradients(chunk, d_o, scratch);
-  for (float* tile : {grad.dq, grad.dk, grad.dg}) {
-    std::fill_n(tile, n * K, 0.0f);
+  const Rows d_o = {context.d_o, chunk.v_stride};
+  const ChunkOperands& operands = scratch->operands;
+  if (context.state != nullptr) {
+    GemmNT(n, K, V, d_o, {context.state, V}, 0, operands.d_queries, K);
+    AddQueryGradients(chunk, operands.queries, operands.d_queries,
+                      scratch->grad);
   }
-  AddScoreGradients(chunk, operands, scratch->d_scores, grad);
+  std::fill_n(scratch->d_through, K, 0.0f);
+  if (!context.d_state_is_zero) {
+    GemmNT(n, K, V, {chunk.v, chunk.v_stride}, {d_state, V}, 0, operands.d_keys,
+           K);
+    AddKeyGradients(chunk, operands.keys, operands.d_keys, scratch->grad);
+    GemmNN(n, V, K, {operands.keys.value, K}, {d_state, V}, 1, dv,
+           chunk.v_stride);
+    DecayStateGradient(chunk, operands.queries.decay + (n - 1) * K,
+                       context.state, d_state, scratch->d_through);
+  }
+  if (context.want_d_state) {
+    GemmTN(K, V, n, {operands.queries.value, K}, d_o,
+           context.d_state_is_zero ? 0 : 1, d_state, V);
+  }
+}
 
-  GemmNT(n, K, V, d_o_rows, {state, V}, 0, operands.d_queries, K);
-  AddQueryGradients(chunk, operands.queries, operands.d_queries, grad);
-  GemmNT(n, K, V, {chunk.v, chunk.v_stride}, {d_state, V}, 0, operands.d_keys,
-         K);
-  AddKeyGradients(chunk, operands.keys, operands.d_keys, grad);
-
-  GemmTN(n, V, n, {scores, kGlaChunk}, d_o_rows, 0, dv, chunk.v_stride);
-  GemmNN(n, V, K, {operands.keys.value, K}, {d_state, V}, 1, dv,
-         chunk.v_stride);
-
-  DecayStateGradient(chunk, operands.queries.decay + (n - 1) * K, state,
-                     d_state, scratch->d_through);
-  GemmTN(K, V, n, {operands.queries.value, K}, d_o_rows, 1, d_state, V);
+// Leaves dq, dk and dg in scratch, for WriteGradients().
+void BackwardChunk(const GlaBlock& chunk, const ChunkContext& context,
+                   float* dv, float* d_state, BackwardScratch* scratch) {
+  const int64_t n = chunk.tokens;
+  const GlaGradientTiles& grad = scratch->grad;
+  GateChunk(chunk, &scratch->operands);
+  ComputeScoreGradients(chunk, context.d_o, scratch);
+  for (float* tile : {grad.dq, grad.dk, grad.dg}) {
+    std::fill_n(tile, n * chunk.K, 0.0f);
+  }
+  AddScoreGradients(chunk, scratch->operands, scratch->d_scores, grad);
+  GemmTN(n, chunk.V, n, {context.scores, kGlaChunk},
+         {context.d_o, chunk.v_stride}, 0, dv, chunk.v_stride);
+  AddStateGradients(chunk, context, dv, d_state, scratch);
 }
 
 void BackwardTask(const ChunkGlaBwdArgs& args, const GlaPlan& plan,
                   int64_t task, BackwardScratch* scratch) {
+  const int64_t chunks = plan.chunks(task);
   const int64_t state_size = args.k.dim(3) * args.v.dim(3);
+  const int64_t state_offset = plan.StateOffset(task);
   float* d_state = args.d_initial_state.empty()
                        ? scratch->d_state
-                       : args.d_initial_state.data() + plan.StateOffset(task);
-  if (args.d_final_state.empty()) {
+                       : args.d_initial_state.data() + state_offset;
+  if (!args.d_final_state.empty()) {
+    std::copy_n(args.d_final_state.data() + state_offset, state_size, d_state);
+  } else if (chunks == 0) {
     std::fill_n(d_state, state_size, 0.0f);
-  } else {
-    std::copy_n(args.d_final_state.data() + plan.StateOffset(task), state_size,
-                d_state);
   }
-  for (int64_t c = plan.sequence(task).chunks() - 1; c >= 0; --c) {
+  for (int64_t c = chunks - 1; c >= 0; --c) {
     const GlaBlock chunk = plan.Chunk(task, c, args.q.data(), args.k.data(),
                                       args.v.data(), args.g.data(), args.scale);
     const int64_t key_row = plan.KeyOffset(task, c * kGlaChunk);
     const int64_t value_row = plan.ValueOffset(task, c * kGlaChunk);
-    BackwardChunk(chunk, args.saved.data() + plan.SavedStateOffset(task, c),
-                  args.saved.data() + plan.SavedScoresOffset(task, c),
-                  args.d_o.data() + value_row, args.dv.data() + value_row,
-                  d_state, scratch);
+    ChunkContext context;
+    if (c > 0) {
+      context.state = args.saved.data() + plan.SavedStateOffset(task, c);
+    } else {
+      context.state = args.initial_state.empty()
+                          ? nullptr
+                          : args.initial_state.data() + state_offset;
+    }
+    context.scores = args.saved.data() + plan.SavedScoresOffset(task, c);
+    context.d_o = args.d_o.data() + value_row;
+    context.d_state_is_zero = c == chunks - 1 && args.d_final_state.empty();
+    context.want_d_state = c > 0 || !args.d_initial_state.empty();
+    BackwardChunk(chunk, context, args.dv.data() + value_row, d_state, scratch);
     WriteGradients(chunk, *scratch, args.dq.data() + key_row,
                    args.dk.data() + key_row,
                    args.dg.empty() ? nullptr : args.dg.data() + key_row);

@@ -22,8 +22,8 @@ namespace {
 // Scratch of one worker.
 struct ForwardScratch {
   ChunkOperands operands;
-  float* scores;    // [C, C]
-  float* state[2];  // [K, V]
+  float* scores;  // [C, C]
+  float* state;   // [K, V]
 };
 
 void CheckArgs(const ChunkGlaFwdArgs& args, const GlaPlan& plan) {
@@ -45,11 +45,11 @@ void CheckArgs(const ChunkGlaFwdArgs& args, const GlaPlan& plan) {
     CheckShape("saved", args.saved, {plan.saved_floats()});
 }
 
-// next = diag(decay) state + keys^T v.
+// next = diag(decay) state + keys^T v; next may be state. No state: zero.
 void AdvanceState(const GlaBlock& chunk, const ChunkOperands& operands,
                   const float* state, float* next) {
   const float* decay = operands.queries.decay + (chunk.tokens - 1) * chunk.K;
-  for (int64_t i = 0; i < chunk.K; ++i) {
+  for (int64_t i = 0; state != nullptr && i < chunk.K; ++i) {
     const float* from = state + i * chunk.V;
     float* to = next + i * chunk.V;
     const __m256 a = _mm256_set1_ps(decay[i]);
@@ -58,49 +58,59 @@ void AdvanceState(const GlaBlock& chunk, const ChunkOperands& operands,
     });
   }
   GemmTN(chunk.K, chunk.V, chunk.tokens, {operands.keys.value, chunk.K},
-         {chunk.v, chunk.v_stride}, 1, next, chunk.V);
+         {chunk.v, chunk.v_stride}, state == nullptr ? 0 : 1, next, chunk.V);
+}
+
+// One chunk: o, scores, and the state after it if `next` is given.
+void ForwardChunk(const GlaBlock& chunk, const float* state, float* scores,
+                  float* o, float* next, ChunkOperands* operands) {
+  const int64_t n = chunk.tokens, K = chunk.K, V = chunk.V;
+  GateChunk(chunk, operands);
+  ComputeScores(chunk, *operands, scores);
+  GemmNN(n, V, n, {scores, kGlaChunk}, {chunk.v, chunk.v_stride}, 0, o,
+         chunk.v_stride);
+  if (state != nullptr) {
+    GemmNN(n, V, K, {operands->queries.value, K}, {state, V}, 1, o,
+           chunk.v_stride);
+  }
+  if (next != nullptr) AdvanceState(chunk, *operands, state, next);
 }
 
 void ForwardTask(const ChunkGlaFwdArgs& args, const GlaPlan& plan, int64_t task,
                  ForwardScratch* scratch) {
-  const int64_t chunks = plan.sequence(task).chunks();
+  const int64_t chunks = plan.chunks(task);
   const int64_t state_size = args.k.dim(3) * args.v.dim(3);
+  const float* initial_state =
+      args.initial_state.empty()
+          ? nullptr
+          : args.initial_state.data() + plan.StateOffset(task);
   float* final_state = args.final_state.empty()
                            ? nullptr
                            : args.final_state.data() + plan.StateOffset(task);
-  // The state before chunk c; after the last one, where the caller wants it.
-  auto state_before = [&](int64_t c) -> float* {
-    if (c == chunks) return final_state;
-    if (args.saved.empty()) return scratch->state[c % 2];
-    return args.saved.data() + plan.SavedStateOffset(task, c);
-  };
-
-  float* state = state_before(0);
-  if (state == nullptr) return;
-  if (args.initial_state.empty()) {
-    std::fill_n(state, state_size, 0.0f);
-  } else {
-    const float* initial = args.initial_state.data() + plan.StateOffset(task);
-    if (initial != state) std::copy_n(initial, state_size, state);
+  if (chunks == 0 && final_state != nullptr) {
+    if (initial_state == nullptr) {
+      std::fill_n(final_state, state_size, 0.0f);
+    } else if (final_state != initial_state) {
+      std::copy_n(initial_state, state_size, final_state);
+    }
   }
+  const float* state = initial_state;
   for (int64_t c = 0; c < chunks; ++c) {
-    const GlaBlock chunk = plan.Chunk(task, c, args.q.data(), args.k.data(),
-                                      args.v.data(), args.g.data(), args.scale);
-    float* o = args.o.data() + plan.ValueOffset(task, c * kGlaChunk);
     float* scores = args.saved.empty()
                         ? scratch->scores
                         : args.saved.data() + plan.SavedScoresOffset(task, c);
-    GateChunk(chunk, &scratch->operands);
-    ComputeScores(chunk, scratch->operands, scores);
-    GemmNN(chunk.tokens, chunk.V, chunk.tokens, {scores, kGlaChunk},
-           {chunk.v, chunk.v_stride}, 0, o, chunk.v_stride);
-    GemmNN(chunk.tokens, chunk.V, chunk.K,
-           {scratch->operands.queries.value, chunk.K}, {state, chunk.V}, 1, o,
-           chunk.v_stride);
-    float* next = state_before(c + 1);
-    if (next != nullptr) {
-      AdvanceState(chunk, scratch->operands, state, next);
+    // The state after the chunk goes where it is needed next.
+    float* next = final_state;
+    if (c + 1 < chunks) {
+      next = args.saved.empty()
+                 ? scratch->state
+                 : args.saved.data() + plan.SavedStateOffset(task, c + 1);
     }
+    ForwardChunk(plan.Chunk(task, c, args.q.data(), args.k.data(),
+                            args.v.data(), args.g.data(), args.scale),
+                 state, scores,
+                 args.o.data() + plan.ValueOffset(task, c * kGlaChunk), next,
+                 &scratch->operands);
     state = next;
   }
 }
@@ -121,9 +131,7 @@ void ChunkGlaFwd(const ExecutionContext& ctx, const ChunkGlaFwdArgs& args) {
   for (int i = 0; i < workers; ++i) {
     scratch[i].operands = internal::AllocateOperands(K, ctx.scratch);
     scratch[i].scores = ctx.scratch->Allocate<float>(kGlaChunk * kGlaChunk);
-    for (float*& s : scratch[i].state) {
-      s = ctx.scratch->Allocate<float>(K * V);
-    }
+    scratch[i].state = ctx.scratch->Allocate<float>(K * V);
   }
   openblas_set_num_threads(1);
   ctx.threads->ParallelFor(plan.num_tasks(), [&](int64_t task, int worker) {

@@ -26,7 +26,7 @@ GlaPlan::GlaPlan(const std::array<int64_t, 4>& k_shape,
     const int64_t end = cu_seqlens.empty() ? begin + T : cu_seqlens[n + 1];
     CHECK_LE(begin, end) << "cu_seqlens[" << n + 1 << "]";
     sequences_[n] = {n, begin, end - begin, num_chunks_};
-    num_chunks_ += sequences_[n].chunks();
+    num_chunks_ += NumChunks(end - begin);
   }
   std::sort(sequences_, sequences_ + num_sequences_,
             [](const GlaSequence& a, const GlaSequence& b) {
@@ -74,8 +74,12 @@ ChunkOperands AllocateOperands(int64_t K, Arena* arena) {
 int64_t ChunkGlaSavedFloats(const std::array<int64_t, 4>& k_shape,
                             const std::array<int64_t, 4>& v_shape,
                             absl::Span<const int32_t> cu_seqlens) {
-  Arena arena;
-  return internal::GlaPlan(k_shape, v_shape, cu_seqlens, &arena).saved_floats();
+  const auto [B, T, H, K] = k_shape;
+  int64_t chunks = cu_seqlens.empty() ? B * internal::NumChunks(T) : 0;
+  for (size_t n = 1; n < cu_seqlens.size(); ++n) {
+    chunks += internal::NumChunks(cu_seqlens[n] - cu_seqlens[n - 1]);
+  }
+  return chunks * H * internal::SavedFloatsPerChunk(K, v_shape[3]);
 }
 
 }  // namespace gla

@@ -13,12 +13,21 @@
 
 namespace gla::internal {
 
+inline int64_t NumChunks(int64_t tokens) {
+  return (tokens + kGlaChunk - 1) / kGlaChunk;
+}
+
+// The forward pass saves of every chunk the state before it [K, V] (unused in
+// the first of a sequence) and its scores [kGlaChunk, kGlaChunk].
+inline int64_t SavedFloatsPerChunk(int64_t K, int64_t V) {
+  return K * V + kGlaChunk * kGlaChunk;
+}
+
 struct GlaSequence {
   int64_t index;        // n: where its states are
   int64_t first_token;  // counted over all rows
   int64_t tokens;
   int64_t first_chunk;  // counted over all sequences
-  int64_t chunks() const { return (tokens + kGlaChunk - 1) / kGlaChunk; }
 };
 
 // The work of a call: one task per sequence and head, longest first.
@@ -37,6 +46,10 @@ class GlaPlan {
   }
   int64_t head(int64_t task) const { return task % H_; }
 
+  int64_t chunks(int64_t task) const {
+    return NumChunks(sequence(task).tokens);
+  }
+
   // Chunk `c` of a task's sequence.
   GlaBlock Chunk(int64_t task, int64_t c, const float* q, const float* k,
                  const float* v, const float* g, float scale) const;
@@ -51,25 +64,21 @@ class GlaPlan {
     return (sequence(task).index * H_ + head(task)) * K_ * V_;
   }
 
-  // What the forward pass saves of a chunk: the state before it [K, V] and its
-  // scores [kGlaChunk, kGlaChunk].
+  // Offsets of what is saved of chunk `c`, in `saved`.
   int64_t SavedStateOffset(int64_t task, int64_t c) const {
     return ((sequence(task).first_chunk + c) * H_ + head(task)) *
-           SavedFloatsPerChunk();
+           SavedFloatsPerChunk(K_, V_);
   }
   int64_t SavedScoresOffset(int64_t task, int64_t c) const {
     return SavedStateOffset(task, c) + K_ * V_;
   }
   int64_t saved_floats() const {
-    return num_chunks_ * H_ * SavedFloatsPerChunk();
+    return num_chunks_ * H_ * SavedFloatsPerChunk(K_, V_);
   }
 
  private:
   int64_t Row(int64_t task, int64_t t) const {
     return (sequence(task).first_token + t) * H_ + head(task);
-  }
-  int64_t SavedFloatsPerChunk() const {
-    return K_ * V_ + kGlaChunk * kGlaChunk;
   }
 
   int64_t H_, K_, V_;

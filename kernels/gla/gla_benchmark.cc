@@ -35,7 +35,7 @@ class ChunkGlaCall {
     fwd_.q = bwd_.q = Normal(keys_);
     fwd_.k = bwd_.k = Normal(keys_);
     fwd_.v = bwd_.v = Normal(values_);
-    fwd_.g = bwd_.g = Gates(keys_);
+    fwd_.g = bwd_.g = Gates(keys_, s.normalizer);
     fwd_.scale = bwd_.scale = scale;
     fwd_.o = Zeros(values_);
     const int64_t saved = ChunkGlaSavedFloats(keys_, values_, {});
@@ -69,10 +69,10 @@ class ChunkGlaCall {
     }
     return x;
   }
-  TensorView<float, 4> Gates(const Shape& shape) {
+  TensorView<float, 4> Gates(const Shape& shape, double normalizer) {
     TensorView<float, 4> x = Normal(shape);
     for (int64_t i = 0; i < x.size(); ++i) {
-      x.data()[i] = -std::log1p(std::exp(-x.data()[i])) / 16;
+      x.data()[i] = -std::log1p(std::exp(-x.data()[i])) / normalizer;
     }
     return x;
   }

@@ -11,6 +11,7 @@ namespace gla {
 
 struct ChunkGlaBenchmarkShape {
   int64_t B, T, H, K, V;
+  double normalizer = 16;  // g = log_sigmoid(normal) / normalizer
 };
 
 // Medians over the rounds; every round runs sgemm, forward and backward once,
@@ -29,8 +30,8 @@ struct ChunkGlaTiming {
   double step_share = 0;  // forward + backward
 };
 
-// Times a call with gates as at initialisation (normaliser 16) and nothing to
-// start from. `rounds` >= 1 are measured after one that is not.
+// Times calls without initial state and final state, as in training. `rounds`
+// >= 1 are measured, after one that is not.
 ChunkGlaTiming MeasureChunkGla(const ExecutionContext& ctx,
                                const ChunkGlaBenchmarkShape& shape, int rounds);
 
