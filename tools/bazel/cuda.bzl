@@ -42,13 +42,15 @@ def _requires_cuda():
     return if_cuda([], ["@platforms//:incompatible"])
 
 def _cuda_library_impl(ctx):
-    context = cc_common.merge_compilation_contexts(
-        compilation_contexts = [
-            cc_common.create_compilation_context(headers = depset(ctx.files.hdrs)),
-        ] + [dep[CcInfo].compilation_context for dep in ctx.attr.deps],
-    )
+    own = CcInfo(compilation_context = cc_common.create_compilation_context(
+        headers = depset(ctx.files.hdrs),
+        quote_includes = depset([".", ctx.bin_dir.path]),
+    ))
+    context = cc_common.merge_cc_infos(
+        cc_infos = [own] + [dep[CcInfo] for dep in ctx.attr.deps],
+    ).compilation_context
     includes = ctx.actions.args()
-    includes.add_all(context.quote_includes, before_each = "-iquote")
+    includes.add_all(context.quote_includes, before_each = "-I")
     includes.add_all(context.includes, before_each = "-I")
     includes.add_all(context.system_includes, before_each = "-isystem")
     includes.add_all(depset(transitive = [context.defines, context.local_defines]), format_each = "-D%s")
@@ -126,7 +128,7 @@ def gpu_test(name, tags = [], local_defines = [], **kwargs):
     The test itself skips (GTEST_SKIP) where there is no GPU."""
     native.cc_test(
         name = name,
-        tags = tags + ["gpu", "exclusive"],
+        tags = tags + ["gpu"],
         local_defines = local_defines + ["GLA_CUDA=1"],
         target_compatible_with = _requires_cuda(),
         **kwargs
