@@ -5,8 +5,9 @@ package(default_visibility = ["//visibility:public"])
 
 cc_library(
     name = "cuda",
-    hdrs = glob(["include/*.h", "include/*.hpp", "include/crt/*"]),
-    includes = ["include"],  # Given as -isystem.
+    hdrs = glob(["include/*.h", "include/*.hpp", "include/crt/*"] +
+                [d + "/nv/**" for d in ["include", "include/cccl"]]),
+    includes = ["include", "include/cccl"],  # Given as -isystem.
     # The runtime is an archive; cuBLASLt and NCCL exist only as shared
     # libraries, found again at run time in the toolkit or on the loader's path.
     linkopts = [
