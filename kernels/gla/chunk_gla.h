@@ -55,7 +55,8 @@ int64_t ChunkGlaSavedFloats(const std::array<int64_t, 4>& k_shape,  // B,T,H,K
                             absl::Span<const int32_t> cu_seqlens);
 
 struct ChunkGlaBwdArgs {
-  // Inputs: those of the forward pass, what it saved, and gradients.
+  // Inputs: those of the forward pass, unchanged (so its final_state was not
+  // initial_state), what it saved, and gradients.
   TensorView<const float, 4> q, k;           // [B, T, H, K]
   TensorView<const float, 4> v;              // [B, T, H, V]
   TensorView<const float, 4> g;              // [B, T, H, K]

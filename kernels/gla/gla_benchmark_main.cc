@@ -1,6 +1,6 @@
 // Prints the speed of chunk_gla, one row per shape:
 //
-//   bazel run //kernels/gla:gla_benchmark [threads]
+//   bazel run //kernels/gla:gla_benchmark -- [threads]
 #include <cstdio>
 #include <cstdlib>
 

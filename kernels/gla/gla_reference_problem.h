@@ -31,10 +31,9 @@ struct GlaProblem {
   GlaShape shape;
   float scale;
   OwnedTensor<float, 4> q, k, v, g, d_o;
-  // Used where with_states is set.
   OwnedTensor<float, 4> initial_state, d_final_state;
-  bool with_initial_state = true;
-  bool with_d_final_state = true;
+  bool with_initial_state = true;  // false: start from zero
+  bool with_d_final_state = true;  // false: the loss is sum(o * d_o)
 };
 
 // What an op computed; NaN at first.
