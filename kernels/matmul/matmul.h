@@ -39,8 +39,7 @@ void MatmulTN(const ExecutionContext& ctx, TensorView<const float, 2> a,
 // memory's speed, which is what bounds it while M is small.
 void RowInvariantMatmulNT(const ExecutionContext& ctx,
                           TensorView<const float, 2> a,
-                          TensorView<const float, 2> b,
-                          TensorView<float, 2> c);
+                          TensorView<const float, 2> b, TensorView<float, 2> c);
 
 }  // namespace gla
 

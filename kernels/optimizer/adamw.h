@@ -19,8 +19,8 @@
 namespace gla {
 
 struct AdamWArgs {
-  TensorView<const float, 1> grad;    // [n]
-  TensorView<float, 1> param, m, v;   // [n] updated in place
+  TensorView<const float, 1> grad;   // [n]
+  TensorView<float, 1> param, m, v;  // [n] updated in place
   float learning_rate = 0;
   float beta1 = 0.9f, beta2 = 0.95f, eps = 1e-8f;
   float weight_decay = 0;  // 0 for norms and biases
