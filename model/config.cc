@@ -21,36 +21,32 @@ constexpr int32_t kMaxDim = 1 << 20;
 constexpr int32_t kMaxVocab = 1 << 24;
 constexpr int32_t kMaxLayers = 1 << 12;
 
-absl::Status BadField(const char *name, const std::string &want,
-                      const std::string &got) {
+absl::Status BadField(const char* name, const std::string& want,
+                      const std::string& got) {
   return absl::InvalidArgumentError(
       absl::StrCat(name, ": want ", want, ", got ", got));
 }
 
-absl::Status CheckRange(const char *name, int64_t value, int64_t low,
+absl::Status CheckRange(const char* name, int64_t value, int64_t low,
                         int64_t high) {
-  if (value >= low && value <= high)
-    return absl::OkStatus();
+  if (value >= low && value <= high) return absl::OkStatus();
   return BadField(name, absl::StrCat(low, " to ", high), absl::StrCat(value));
 }
 
-absl::Status CheckDivides(const char *what, int64_t total, int64_t parts) {
-  if (total > 0 && total % parts == 0)
-    return absl::OkStatus();
+absl::Status CheckDivides(const char* what, int64_t total, int64_t parts) {
+  if (total > 0 && total % parts == 0) return absl::OkStatus();
   return absl::InvalidArgumentError(absl::StrCat(
       what, ": ", total, " does not divide into ", parts, " heads"));
 }
 
 // Readers of one key; a null or missing key leaves the value as it is.
-absl::Status Read(const Json &json, const char *key, int32_t *value) {
-  if (!json.contains(key) || json[key].is_null())
-    return absl::OkStatus();
-  const Json &field = json[key];
+absl::Status Read(const Json& json, const char* key, int32_t* value) {
+  if (!json.contains(key) || json[key].is_null()) return absl::OkStatus();
+  const Json& field = json[key];
   const bool whole = field.is_number_integer() ||
                      (field.is_number_float() &&
                       field.get<double>() == std::floor(field.get<double>()));
-  if (!whole)
-    return BadField(key, "a whole number", field.dump());
+  if (!whole) return BadField(key, "a whole number", field.dump());
   const double number = field.get<double>();
   if (std::abs(number) > std::numeric_limits<int32_t>::max()) {
     return BadField(key, "a 32-bit number", field.dump());
@@ -58,24 +54,21 @@ absl::Status Read(const Json &json, const char *key, int32_t *value) {
   *value = static_cast<int32_t>(number);
   return absl::OkStatus();
 }
-absl::Status Read(const Json &json, const char *key,
-                  std::optional<int32_t> *value) {
-  if (!json.contains(key) || json[key].is_null())
-    return absl::OkStatus();
+absl::Status Read(const Json& json, const char* key,
+                  std::optional<int32_t>* value) {
+  if (!json.contains(key) || json[key].is_null()) return absl::OkStatus();
   return Read(json, key, &value->emplace(0));
 }
-absl::Status Read(const Json &json, const char *key, double *value) {
-  if (!json.contains(key) || json[key].is_null())
-    return absl::OkStatus();
+absl::Status Read(const Json& json, const char* key, double* value) {
+  if (!json.contains(key) || json[key].is_null()) return absl::OkStatus();
   if (!json[key].is_number()) {
     return BadField(key, "a number", json[key].dump());
   }
   *value = json[key].get<double>();
   return absl::OkStatus();
 }
-absl::Status Read(const Json &json, const char *key, bool *value) {
-  if (!json.contains(key) || json[key].is_null())
-    return absl::OkStatus();
+absl::Status Read(const Json& json, const char* key, bool* value) {
+  if (!json.contains(key) || json[key].is_null()) return absl::OkStatus();
   if (!json[key].is_boolean()) {
     return BadField(key, "true or false", json[key].dump());
   }
@@ -86,8 +79,8 @@ absl::Status Read(const Json &json, const char *key, bool *value) {
 // Keys that change the maths in ways we do not compute, with the values that
 // leave it as it is. fla ignores use_gk and use_gv, but nobody who sets them
 // otherwise expects that.
-absl::Status RefuseUnsupported(const Json &json) {
-  const std::vector<std::pair<const char *, std::vector<Json>>> neutral = {
+absl::Status RefuseUnsupported(const Json& json) {
+  const std::vector<std::pair<const char*, std::vector<Json>>> neutral = {
       {"model_type", {"gla"}},
       {"attn_mode", {"chunk", "fused_chunk", "fused_recurrent"}},
       {"hidden_act", {"swish", "silu"}},
@@ -102,12 +95,10 @@ absl::Status RefuseUnsupported(const Json &json) {
       {"use_l2warp", {false}},
       {"quantization_config", {}},
   };
-  for (const auto &[key, values] : neutral) {
-    if (!json.contains(key) || json[key].is_null())
-      continue;
+  for (const auto& [key, values] : neutral) {
+    if (!json.contains(key) || json[key].is_null()) continue;
     bool supported = false;
-    for (const Json &value : values)
-      supported |= json[key] == value;
+    for (const Json& value : values) supported |= json[key] == value;
     if (!supported) {
       return absl::InvalidArgumentError(
           absl::StrCat(key, " = ", json[key].dump(), " is not supported"));
@@ -116,7 +107,7 @@ absl::Status RefuseUnsupported(const Json &json) {
   return absl::OkStatus();
 }
 
-} // namespace
+}  // namespace
 
 int64_t GlaConfig::key_dim() const {
   return static_cast<int64_t>(hidden_size * expand_k);
@@ -129,8 +120,7 @@ int64_t GlaConfig::head_v_dim() const { return value_dim() / num_heads; }
 int64_t GlaConfig::kv_heads() const { return num_kv_heads.value_or(num_heads); }
 int64_t GlaConfig::kv_groups() const { return num_heads / kv_heads(); }
 int64_t GlaConfig::mlp_dim() const {
-  if (intermediate_size.has_value())
-    return *intermediate_size;
+  if (intermediate_size.has_value()) return *intermediate_size;
   const int64_t ruled =
       static_cast<int64_t>(hidden_size) * hidden_ratio * 2 / 3;
   return (ruled + 255) / 256 * 256;
@@ -153,7 +143,7 @@ absl::Status GlaConfig::Validate() const {
   }
   RETURN_IF_ERROR(CheckRange("hidden_ratio", hidden_ratio, 1, 1024));
   RETURN_IF_ERROR(CheckRange("intermediate_size", mlp_dim(), 1, kMaxDim));
-  for (const auto &[name, value] :
+  for (const auto& [name, value] :
        {std::pair{"expand_k", expand_k}, std::pair{"expand_v", expand_v}}) {
     if (!(value > 0 && value <= 64)) {
       return BadField(name, "a factor in (0, 64]", absl::StrCat(value));
@@ -190,7 +180,7 @@ absl::StatusOr<GlaConfig> GlaConfig::FromJson(std::string_view text) {
   RETURN_IF_ERROR(Read(json, "expand_v", &c.expand_v));
   RETURN_IF_ERROR(Read(json, "hidden_ratio", &c.hidden_ratio));
   RETURN_IF_ERROR(Read(json, "intermediate_size", &c.intermediate_size));
-  RETURN_IF_ERROR(Read(json, "rms_norm_eps", &c.norm_eps)); // before 2024-04
+  RETURN_IF_ERROR(Read(json, "rms_norm_eps", &c.norm_eps));  // before 2024-04
   RETURN_IF_ERROR(Read(json, "norm_eps", &c.norm_eps));
   RETURN_IF_ERROR(Read(json, "tie_word_embeddings", &c.tie_word_embeddings));
   RETURN_IF_ERROR(Read(json, "use_output_gate", &c.use_output_gate));
@@ -203,20 +193,19 @@ absl::StatusOr<GlaConfig> GlaConfig::FromJson(std::string_view text) {
   return c;
 }
 
-absl::StatusOr<GlaConfig>
-GlaConfig::FromProto(const gla::v1::ModelConfig &proto) {
+absl::StatusOr<GlaConfig> GlaConfig::FromProto(
+    const gla::v1::ModelConfig& proto) {
   google::protobuf::util::JsonPrintOptions options;
   options.preserve_proto_field_names = true;
   std::string json;
   const auto status =
       google::protobuf::util::MessageToJsonString(proto, &json, options);
-  if (!status.ok())
-    return absl::InternalError(std::string(status.message()));
+  if (!status.ok()) return absl::InternalError(std::string(status.message()));
   return FromJson(json);
 }
 
 std::string GlaConfig::ToJson() const {
-  const auto or_null = [](const std::optional<int32_t> &value) {
+  const auto or_null = [](const std::optional<int32_t>& value) {
     return value.has_value() ? Json(*value) : Json();
   };
   Json json = {
@@ -254,8 +243,7 @@ std::string GlaConfig::ToJson() const {
       {"use_short_conv", false},
       {"vocab_size", vocab_size},
   };
-  if (!use_forget_gate)
-    json["use_forget_gate"] = false;
+  if (!use_forget_gate) json["use_forget_gate"] = false;
   return json.dump(2) + "\n";
 }
 
@@ -280,4 +268,4 @@ gla::v1::ModelConfig GlaConfig::ToProto() const {
   return proto;
 }
 
-} // namespace gla
+}  // namespace gla

@@ -6,9 +6,11 @@
 
 namespace gla {
 
-DecodeStates::DecodeStates(const GlaConfig &config, int num_slots)
-    : num_slots_(num_slots), num_layers_(config.num_hidden_layers),
-      heads_(config.num_heads), head_k_(config.head_k_dim()),
+DecodeStates::DecodeStates(const GlaConfig& config, int num_slots)
+    : num_slots_(num_slots),
+      num_layers_(config.num_hidden_layers),
+      heads_(config.num_heads),
+      head_k_(config.head_k_dim()),
       head_v_(config.head_v_dim()),
       data_(
           new float[num_layers_ * num_slots_ * heads_ * head_k_ * head_v_]()) {
@@ -37,4 +39,4 @@ TensorView<float, 4> DecodeStates::slot(int layer, int slot) {
   return {this->layer(layer)[slot].data(), {1, heads_, head_k_, head_v_}};
 }
 
-} // namespace gla
+}  // namespace gla

@@ -11,14 +11,14 @@
 namespace gla {
 namespace {
 
-constexpr int64_t kAlignElements = 16; // 64 bytes
+constexpr int64_t kAlignElements = 16;  // 64 bytes
 
 using Init = ParameterSpec::Init;
 using Shape = std::vector<int64_t>;
 
 // Collects the list, in the order of fla's state dict.
 class ListBuilder {
-public:
+ public:
   void Matrix(std::string name, int64_t out, int64_t in) {
     Add(std::move(name), {out, in}, Init::kNormal, /*decays=*/true);
   }
@@ -33,11 +33,10 @@ public:
   int64_t flat_size = 0;
   int64_t num_parameters = 0;
 
-private:
+ private:
   void Add(std::string name, Shape shape, Init init, bool decays) {
     int64_t size = 1;
-    for (int64_t d : shape)
-      size *= d;
+    for (int64_t d : shape) size *= d;
     specs.push_back({.name = std::move(name),
                      .shape = std::move(shape),
                      .offset = flat_size,
@@ -49,8 +48,8 @@ private:
   }
 };
 
-void AddMixer(const GlaConfig &config, const std::string &prefix,
-              ListBuilder &list) {
+void AddMixer(const GlaConfig& config, const std::string& prefix,
+              ListBuilder& list) {
   const int64_t d = config.hidden_size;
   const int64_t groups = config.kv_groups();
   const int64_t rank = GlaConfig::kGateLowRankDim;
@@ -71,8 +70,8 @@ void AddMixer(const GlaConfig &config, const std::string &prefix,
   list.Matrix(prefix + "o_proj.weight", d, config.value_dim());
 }
 
-void AddBlock(const GlaConfig &config, const std::string &prefix,
-              ListBuilder &list) {
+void AddBlock(const GlaConfig& config, const std::string& prefix,
+              ListBuilder& list) {
   const int64_t d = config.hidden_size;
   list.Norm(prefix + "attn_norm.weight", d);
   AddMixer(config, prefix + "attn.", list);
@@ -82,9 +81,9 @@ void AddBlock(const GlaConfig &config, const std::string &prefix,
   list.Matrix(prefix + "mlp.down_proj.weight", d, config.mlp_dim());
 }
 
-} // namespace
+}  // namespace
 
-ParameterTable::ParameterTable(const GlaConfig &config) {
+ParameterTable::ParameterTable(const GlaConfig& config) {
   ListBuilder list;
   list.Matrix("model.embeddings.weight", config.vocab_size, config.hidden_size);
   for (int layer = 0; layer < config.num_hidden_layers; ++layer) {
@@ -97,20 +96,19 @@ ParameterTable::ParameterTable(const GlaConfig &config) {
   specs_ = std::move(list.specs);
   flat_size_ = list.flat_size;
   num_parameters_ = list.num_parameters;
-  for (size_t i = 0; i < specs_.size(); ++i)
-    index_[specs_[i].name] = i;
+  for (size_t i = 0; i < specs_.size(); ++i) index_[specs_[i].name] = i;
 }
 
-const ParameterSpec *ParameterTable::Find(std::string_view name) const {
+const ParameterSpec* ParameterTable::Find(std::string_view name) const {
   const auto it = index_.find(absl::string_view(name.data(), name.size()));
   return it == index_.end() ? nullptr : &specs_[it->second];
 }
 
-void Parameters::Free::operator()(float *p) const { free(p); }
+void Parameters::Free::operator()(float* p) const { free(p); }
 
-Parameters::Parameters(const ParameterTable *table) : table_(table) {
+Parameters::Parameters(const ParameterTable* table) : table_(table) {
   const size_t bytes = table->flat_size() * sizeof(float);
-  data_.reset(static_cast<float *>(std::aligned_alloc(64, bytes)));
+  data_.reset(static_cast<float*>(std::aligned_alloc(64, bytes)));
   CHECK(data_ != nullptr) << "no memory for " << bytes
                           << " bytes of parameters";
   SetZero();
@@ -122,53 +120,53 @@ void Parameters::SetZero() {
 
 namespace {
 
-const ParameterSpec &SpecOf(const ParameterTable &table, std::string_view name,
+const ParameterSpec& SpecOf(const ParameterTable& table, std::string_view name,
                             size_t rank) {
-  const ParameterSpec *spec = table.Find(name);
+  const ParameterSpec* spec = table.Find(name);
   CHECK(spec != nullptr) << "no parameter " << name;
   CHECK_EQ(spec->shape.size(), rank) << name;
   return *spec;
 }
 
-} // namespace
+}  // namespace
 
 TensorView<float, 1> Parameters::vector(std::string_view name) {
-  const ParameterSpec &spec = SpecOf(*table_, name, 1);
+  const ParameterSpec& spec = SpecOf(*table_, name, 1);
   return {data(spec), {spec.shape[0]}};
 }
 TensorView<float, 2> Parameters::matrix(std::string_view name) {
-  const ParameterSpec &spec = SpecOf(*table_, name, 2);
+  const ParameterSpec& spec = SpecOf(*table_, name, 2);
   return {data(spec), {spec.shape[0], spec.shape[1]}};
 }
 TensorView<const float, 1> Parameters::vector(std::string_view name) const {
-  const ParameterSpec &spec = SpecOf(*table_, name, 1);
+  const ParameterSpec& spec = SpecOf(*table_, name, 1);
   return {data(spec), {spec.shape[0]}};
 }
 TensorView<const float, 2> Parameters::matrix(std::string_view name) const {
-  const ParameterSpec &spec = SpecOf(*table_, name, 2);
+  const ParameterSpec& spec = SpecOf(*table_, name, 2);
   return {data(spec), {spec.shape[0], spec.shape[1]}};
 }
 
-void InitializeParameters(uint64_t seed, const GlaConfig &config,
-                          Parameters *parameters) {
-  const auto &specs = parameters->table().specs();
+void InitializeParameters(uint64_t seed, const GlaConfig& config,
+                          Parameters* parameters) {
+  const auto& specs = parameters->table().specs();
   const auto range = static_cast<float>(config.initializer_range);
   for (size_t i = 0; i < specs.size(); ++i) {
-    float *data = parameters->data(specs[i]);
+    float* data = parameters->data(specs[i]);
     switch (specs[i].init) {
-    case Init::kNormal:
-      for (int64_t e = 0; e < specs[i].size; ++e) {
-        data[e] = range * PhiloxNormal(seed, /*stream=*/i, e);
-      }
-      break;
-    case Init::kOnes:
-      std::fill_n(data, specs[i].size, 1.0f);
-      break;
-    case Init::kZeros:
-      std::fill_n(data, specs[i].size, 0.0f);
-      break;
+      case Init::kNormal:
+        for (int64_t e = 0; e < specs[i].size; ++e) {
+          data[e] = range * PhiloxNormal(seed, /*stream=*/i, e);
+        }
+        break;
+      case Init::kOnes:
+        std::fill_n(data, specs[i].size, 1.0f);
+        break;
+      case Init::kZeros:
+        std::fill_n(data, specs[i].size, 0.0f);
+        break;
     }
   }
 }
 
-} // namespace gla
+}  // namespace gla
