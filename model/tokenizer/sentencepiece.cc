@@ -56,6 +56,10 @@ class SentencePieceTokenizer : public Tokenizer {
     const auto& pieces = model_->pieces();
     for (size_t id = 0; id < pieces.size(); ++id) {
       bytes_.push_back(BytesOf(pieces[id]));
+      const size_t newline = bytes_.back().find('\n');
+      if (newline != std::string::npos && newline + 1 < bytes_.back().size()) {
+        lines_are_apart_ = false;
+      }
       if (pieces[id].kind == Kind::kByte) {
         byte_ids_[static_cast<unsigned char>(bytes_.back()[0])] =
             static_cast<int32_t>(id);
@@ -73,10 +77,14 @@ class SentencePieceTokenizer : public Tokenizer {
     RETURN_IF_ERROR(ValidateUtf8(text));
     std::vector<int32_t> ids;
     for (size_t begin = 0; begin < text.size();) {
-      const size_t end = std::min(text.find(kSpaceEscape, begin), text.size());
-      if (end > begin) model_->Encode(text.substr(begin, end - begin), &ids);
-      if (end < text.size()) AppendBytes(kSpaceEscape, &ids);
-      begin = end + kSpaceEscape.size();
+      const size_t end = SegmentEnd(text, begin);
+      const std::string_view segment = text.substr(begin, end - begin);
+      if (segment == kSpaceEscape) {
+        AppendBytes(segment, &ids);
+      } else {
+        model_->Encode(segment, &ids);
+      }
+      begin = end;
     }
     RETURN_IF_ERROR(CheckLossless(text, ids));
     return ids;
@@ -92,6 +100,17 @@ class SentencePieceTokenizer : public Tokenizer {
   absl::Status Save(const std::string& directory) const override;
 
  private:
+  // What is encoded at once: a U+2581, or what comes before the next, or a
+  // line, because the time grows faster than the length.
+  size_t SegmentEnd(std::string_view text, size_t begin) const {
+    constexpr size_t npos = std::string_view::npos;
+    const size_t escape = text.find(kSpaceEscape, begin);
+    if (escape == begin) return begin + kSpaceEscape.size();
+    const size_t newline = lines_are_apart_ ? text.find('\n', begin) : npos;
+    return std::min(
+        {escape, newline == npos ? npos : newline + 1, text.size()});
+  }
+
   // Without byte fallback nothing is appended, and CheckLossless will say so.
   void AppendBytes(std::string_view bytes, std::vector<int32_t>* ids) const {
     for (const unsigned char byte : bytes) {
@@ -116,6 +135,7 @@ class SentencePieceTokenizer : public Tokenizer {
   const std::unique_ptr<SentencePieceModel> model_;
   std::vector<std::string> bytes_;  // by id
   std::vector<int32_t> byte_ids_ = std::vector<int32_t>(256, -1);
+  bool lines_are_apart_ = true;  // no piece goes on after a newline
 };
 
 nlohmann::ordered_json TextOrNull(const SentencePieceModel& model, int id) {
