@@ -23,7 +23,6 @@ constexpr Move kMoves[] = {
     {Job::RUNNING, Job::FAILED},
     {Job::RECOVERING, Job::STARTING},
     {Job::RECOVERING, Job::CANCELLING},
-    {Job::RECOVERING, Job::FAILED},  // too many restarts
     {Job::CANCELLING, Job::CANCELLED},
     {Job::CANCELLING, Job::SUCCEEDED},  // it was done already
 };

@@ -1,0 +1,410 @@
+#include "trainer_service/coordinator.h"
+
+#include <signal.h>
+
+#include <filesystem>
+#include <memory>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "trainer_service/testing/fake_launcher.h"
+
+namespace gla::trainer {
+namespace {
+
+using testing::ElementsAre;
+using testing::HasSubstr;
+using testing::IsEmpty;
+using v1::Failure;
+using v1::Job;
+
+class FakeLink : public WorkerLink {
+ public:
+  void Send(const v1::CoordinatorMessage& message) override {
+    sent.push_back(message);
+  }
+  std::vector<v1::CoordinatorMessage> sent;
+};
+
+// A coordinator without a thread, on a clock that the test turns.
+class CoordinatorTest : public testing::Test {
+ protected:
+  CoordinatorTest()
+      : storage_(absl::StrCat(
+            testing::TempDir(), "/coordinator-",
+            testing::UnitTest::GetInstance()->current_test_info()->name())) {
+    std::filesystem::remove_all(storage_);
+    std::filesystem::create_directories(storage_);
+    Restart();
+  }
+
+  // As if the service had been killed and started again.
+  void Restart() {
+    coordinator_.reset();
+    store_.reset();
+    store_ = *JobStore::Open(storage_ + "/jobs.db");
+    coordinator_ = std::make_unique<Coordinator>(
+        CoordinatorOptions{.storage = storage_,
+                           .store = store_.get(),
+                           .launcher = &launcher_,
+                           .now = [this] { return now_; }});
+    ASSERT_TRUE(coordinator_->Recover("service").ok());
+  }
+
+  void Submit(const std::string& id) {
+    Job job;
+    job.set_name("jobs/" + id);
+    job.mutable_spec()->set_max_restarts_without_progress(3);
+    ASSERT_TRUE(coordinator_->Submit(job, "").ok());
+  }
+  Job::State State(const std::string& id) {
+    return coordinator_->Get(id)->state();
+  }
+
+  // A message as process `process` would send it.
+  v1::WorkerMessage From(int process) {
+    const WorkerCommand command = launcher_.command(process);
+    v1::WorkerMessage message;
+    message.set_job(command.job);
+    message.set_attempt(command.attempt);
+    message.set_secret(command.secret);
+    return message;
+  }
+  void Attach(int process) {
+    v1::WorkerMessage message = From(process);
+    message.mutable_hello();
+    ASSERT_TRUE(coordinator_->Receive(message, &link_).ok());
+  }
+  void Finish(int process) {
+    v1::WorkerMessage message = From(process);
+    message.mutable_finished()->mutable_progress()->set_total_steps(9);
+    message.mutable_finished()->mutable_progress()->set_step(9);
+    ASSERT_TRUE(coordinator_->Receive(message, &link_).ok());
+    End(process, {});
+  }
+  void Fail(int process, Failure::Reason reason) {
+    v1::WorkerMessage message = From(process);
+    message.mutable_failed()->set_reason(reason);
+    message.mutable_failed()->set_message("because");
+    ASSERT_TRUE(coordinator_->Receive(message, &link_).ok());
+    End(process, {});
+  }
+  void CommitCheckpoint(int process) {
+    v1::WorkerMessage message = From(process);
+    message.mutable_checkpoint()->set_directory("the/checkpoint");
+    ASSERT_TRUE(coordinator_->Receive(message, &link_).ok());
+  }
+  void End(int process, ExitStatus status) {
+    launcher_.Exit(process, status);
+    coordinator_->Tick();
+  }
+
+  // The states that the job's events go through.
+  std::vector<Job::State> History(const std::string& id) {
+    std::vector<Job::State> states;
+    const auto events = store_->Events(id, 0, 1000);
+    for (const v1::JobEvent& event : *events) {
+      if (event.has_state_change()) {
+        states.push_back(event.state_change().to());
+      }
+    }
+    return states;
+  }
+
+  const std::string storage_;
+  absl::Time now_ = absl::FromUnixSeconds(1'000'000);
+  FakeLauncher launcher_;
+  FakeLink link_;
+  std::unique_ptr<JobStore> store_;
+  std::unique_ptr<Coordinator> coordinator_;
+};
+
+TEST_F(CoordinatorTest, RunsJobsOneAfterTheOther) {
+  Submit("a");
+  Submit("b");
+  Submit("c");
+  EXPECT_EQ(coordinator_->Get("c")->queue_position(), 3);
+  coordinator_->Tick();
+  ASSERT_EQ(launcher_.num_processes(), 1);
+  EXPECT_EQ(launcher_.command(0).job, "jobs/a");
+  EXPECT_EQ(launcher_.command(0).attempt, 1);
+  EXPECT_EQ(launcher_.command(0).service_address, "service");
+  EXPECT_EQ(State("a"), Job::STARTING);
+  EXPECT_EQ(coordinator_->Get("c")->queue_position(), 2);
+  Attach(0);
+  EXPECT_EQ(State("a"), Job::RUNNING);
+  ASSERT_EQ(link_.sent.size(), 1u);
+  EXPECT_THAT(link_.sent[0].start().job_directory(), HasSubstr("/jobs/a"));
+  EXPECT_FALSE(link_.sent[0].start().must_resume());
+  Finish(0);
+  EXPECT_EQ(State("a"), Job::SUCCEEDED);
+  EXPECT_EQ(coordinator_->Get("a")->progress().step(), 9);
+  EXPECT_EQ(launcher_.num_processes(), 2);
+  EXPECT_EQ(launcher_.command(1).job, "jobs/b");
+  EXPECT_NE(launcher_.command(1).secret, launcher_.command(0).secret);
+}
+
+TEST_F(CoordinatorTest, AJobSucceedsOnlyWhenItsProcessIsGone) {
+  Submit("a");
+  coordinator_->Tick();
+  Attach(0);
+  v1::WorkerMessage message = From(0);
+  message.mutable_finished();
+  ASSERT_TRUE(coordinator_->Receive(message, &link_).ok());
+  coordinator_->Tick();
+  EXPECT_EQ(State("a"), Job::RUNNING);
+  End(0, {});
+  EXPECT_EQ(State("a"), Job::SUCCEEDED);
+}
+
+TEST_F(CoordinatorTest, RestartsACrashedWorkerAfterABackoff) {
+  Submit("a");
+  coordinator_->Tick();
+  Attach(0);
+  CommitCheckpoint(0);
+  End(0, {.exit_code = 0, .signal = SIGKILL});
+  const auto job = coordinator_->Get("a");
+  EXPECT_EQ(job->state(), Job::RECOVERING);
+  EXPECT_EQ(job->failure().reason(), Failure::WORKER_CRASH);
+  EXPECT_EQ(job->failure().signal(), SIGKILL);
+  EXPECT_EQ(coordinator_->Tick(), now_ + absl::Seconds(1));
+  EXPECT_EQ(launcher_.num_processes(), 1);
+  now_ += absl::Seconds(1);
+  coordinator_->Tick();
+  ASSERT_EQ(launcher_.num_processes(), 2);
+  EXPECT_EQ(launcher_.command(1).attempt, 2);
+  Attach(1);
+  EXPECT_TRUE(link_.sent.back().start().must_resume());
+  Finish(1);
+  EXPECT_THAT(
+      History("a"),
+      ElementsAre(Job::QUEUED, Job::STARTING, Job::RUNNING, Job::RECOVERING,
+                  Job::STARTING, Job::RUNNING, Job::SUCCEEDED));
+  EXPECT_FALSE(coordinator_->Get("a")->has_failure());
+}
+
+TEST_F(CoordinatorTest, GivesUpWhenAttemptsBringNothing) {
+  Submit("a");
+  for (int attempt = 0; attempt < 4; ++attempt) {
+    coordinator_->Tick();
+    ASSERT_EQ(launcher_.num_processes(), attempt + 1);
+    End(attempt, {.exit_code = 3, .signal = 0});
+    now_ += absl::Seconds(60);
+  }
+  coordinator_->Tick();
+  EXPECT_EQ(launcher_.num_processes(), 4);
+  const auto job = coordinator_->Get("a");
+  EXPECT_EQ(job->state(), Job::FAILED);
+  EXPECT_EQ(job->failure().reason(), Failure::RESTART_BUDGET);
+  EXPECT_EQ(job->failure().exit_code(), 3);
+}
+
+TEST_F(CoordinatorTest, DoesNotRetryWhatTheUserMustMend) {
+  Submit("a");
+  coordinator_->Tick();
+  Attach(0);
+  Fail(0, Failure::NONFINITE);
+  const auto job = coordinator_->Get("a");
+  EXPECT_EQ(job->state(), Job::FAILED);
+  EXPECT_EQ(job->failure().reason(), Failure::NONFINITE);
+  EXPECT_EQ(job->state_message(), "because");
+}
+
+TEST_F(CoordinatorTest, AWorkerThatCannotBeStartedIsAFailure) {
+  launcher_.start_status = absl::NotFoundError("no such binary");
+  Submit("a");
+  coordinator_->Tick();
+  EXPECT_EQ(State("a"), Job::RECOVERING);
+  EXPECT_THAT(coordinator_->Get("a")->state_message(),
+              HasSubstr("no such binary"));
+}
+
+TEST_F(CoordinatorTest, RefusesMessagesOfOtherAttempts) {
+  Submit("a");
+  coordinator_->Tick();
+  v1::WorkerMessage message = From(0);
+  message.mutable_hello();
+  message.set_secret("guessed");
+  EXPECT_EQ(coordinator_->Receive(message, &link_).code(),
+            absl::StatusCode::kAborted);
+  message = From(0);
+  message.mutable_hello();
+  message.set_attempt(2);
+  EXPECT_EQ(coordinator_->Receive(message, &link_).code(),
+            absl::StatusCode::kAborted);
+  Attach(0);
+  FakeLink second;
+  message = From(0);
+  message.mutable_hello();
+  EXPECT_EQ(coordinator_->Receive(message, &second).code(),
+            absl::StatusCode::kAborted);
+  EXPECT_THAT(second.sent, IsEmpty());
+}
+
+TEST_F(CoordinatorTest, CancelsAQueuedJobAtOnce) {
+  Submit("a");
+  EXPECT_EQ(coordinator_->Cancel("a")->state(), Job::CANCELLED);
+  coordinator_->Tick();
+  EXPECT_EQ(launcher_.num_processes(), 0);
+  const auto again = coordinator_->Cancel("a");
+  EXPECT_EQ(again.status().code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(std::string(again.status().message()),
+              HasSubstr("jobs/a is CANCELLED"));
+}
+
+TEST_F(CoordinatorTest, CancelAsksThenTerminatesThenKills) {
+  Submit("a");
+  coordinator_->Tick();
+  Attach(0);
+  EXPECT_EQ(coordinator_->Cancel("a")->state(), Job::CANCELLING);
+  EXPECT_TRUE(link_.sent.back().stop().save());
+  EXPECT_EQ(coordinator_->Tick(), now_ + absl::Seconds(30));
+  EXPECT_THAT(launcher_.signals(0), IsEmpty());
+  now_ += absl::Seconds(30);
+  EXPECT_EQ(coordinator_->Tick(), now_ + absl::Seconds(10));
+  EXPECT_THAT(launcher_.signals(0), ElementsAre(SIGTERM));
+  now_ += absl::Seconds(10);
+  coordinator_->Tick();
+  EXPECT_THAT(launcher_.signals(0), ElementsAre(SIGTERM, SIGKILL));
+  EXPECT_EQ(State("a"), Job::CANCELLING);
+  EXPECT_EQ(coordinator_->Cancel("a")->state(), Job::CANCELLING);
+  End(0, {.exit_code = 0, .signal = SIGKILL});
+  EXPECT_EQ(State("a"), Job::CANCELLED);
+}
+
+TEST_F(CoordinatorTest, CancelBeforeTheWorkerAttaches) {
+  Submit("a");
+  coordinator_->Tick();
+  EXPECT_EQ(coordinator_->Cancel("a")->state(), Job::CANCELLING);
+  v1::WorkerMessage message = From(0);
+  message.mutable_hello();
+  EXPECT_EQ(coordinator_->Receive(message, &link_).code(),
+            absl::StatusCode::kCancelled);
+  End(0, {});
+  EXPECT_EQ(State("a"), Job::CANCELLED);
+}
+
+TEST_F(CoordinatorTest, CancelDuringABackoff) {
+  Submit("a");
+  coordinator_->Tick();
+  End(0, {.exit_code = 1, .signal = 0});
+  EXPECT_EQ(State("a"), Job::RECOVERING);
+  EXPECT_EQ(coordinator_->Cancel("a")->state(), Job::CANCELLED);
+  EXPECT_EQ(History("a").back(), Job::CANCELLED);
+}
+
+TEST_F(CoordinatorTest, WorkThatWasDoneWinsOverTheCancel) {
+  Submit("a");
+  coordinator_->Tick();
+  Attach(0);
+  ASSERT_TRUE(coordinator_->Cancel("a").ok());
+  Finish(0);
+  EXPECT_EQ(State("a"), Job::SUCCEEDED);
+}
+
+TEST_F(CoordinatorTest, AfterARestartWaitsForTheOldWorkerToEnd) {
+  Submit("a");
+  coordinator_->Tick();
+  Attach(0);
+  CommitCheckpoint(0);
+  launcher_.alive = {1000};
+  Restart();
+  EXPECT_EQ(State("a"), Job::RECOVERING);
+  coordinator_->Tick();
+  EXPECT_EQ(launcher_.num_processes(), 2);  // started, then adopted
+  // What the old worker says is refused.
+  v1::WorkerMessage late = From(0);
+  late.mutable_checkpoint()->set_directory("zombie");
+  EXPECT_EQ(coordinator_->Receive(late, &link_).code(),
+            absl::StatusCode::kAborted);
+  now_ += absl::Seconds(30);
+  coordinator_->Tick();
+  EXPECT_THAT(launcher_.signals(1), ElementsAre(SIGTERM));
+  End(1, {});
+  ASSERT_EQ(launcher_.num_processes(), 3);
+  EXPECT_EQ(launcher_.command(2).attempt, 2);
+  Attach(2);
+  EXPECT_TRUE(link_.sent.back().start().must_resume());
+  EXPECT_EQ(store_->Get("a")->restarts_without_progress, 0);
+}
+
+TEST_F(CoordinatorTest, AfterARestartGoesOnAtOnceWhenTheOldWorkerIsGone) {
+  Submit("a");
+  Submit("b");
+  coordinator_->Tick();
+  Attach(0);
+  Restart();
+  coordinator_->Tick();
+  ASSERT_EQ(launcher_.num_processes(), 2);
+  EXPECT_EQ(launcher_.command(1).job, "jobs/a");
+  EXPECT_EQ(launcher_.command(1).attempt, 2);
+}
+
+TEST_F(CoordinatorTest, ARestartCompletesACancel) {
+  Submit("a");
+  coordinator_->Tick();
+  Attach(0);
+  ASSERT_TRUE(coordinator_->Cancel("a").ok());
+  Restart();
+  EXPECT_EQ(State("a"), Job::CANCELLED);
+}
+
+TEST_F(CoordinatorTest, ShutdownStopsTheWorkerAndTheJobGoesOnLater) {
+  Submit("a");
+  coordinator_->Tick();
+  Attach(0);
+  coordinator_->StartThread();
+  std::thread shutdown([this] { coordinator_->Shutdown(); });
+  // The streams end as soon as the shutdown begins.
+  EXPECT_EQ(
+      coordinator_
+          ->AwaitNews("a", 3, absl::InfiniteFuture(), absl::InfiniteDuration())
+          .status()
+          .code(),
+      absl::StatusCode::kUnavailable);
+  EXPECT_TRUE(link_.sent.back().stop().save());
+  v1::WorkerMessage message = From(0);
+  message.mutable_stopped()->set_step(4);
+  ASSERT_TRUE(coordinator_->Receive(message, &link_).ok());
+  launcher_.Exit(0, {});
+  shutdown.join();
+  EXPECT_EQ(State("a"), Job::RECOVERING);
+  Restart();
+  coordinator_->Tick();
+  EXPECT_EQ(launcher_.command(1).attempt, 2);
+}
+
+TEST_F(CoordinatorTest, NewsResumeByNumberAndCarryProgress) {
+  Submit("a");
+  coordinator_->Tick();
+  Attach(0);
+  auto news = coordinator_->AwaitNews("a", 0, now_, absl::InfiniteDuration());
+  ASSERT_TRUE(news.ok());
+  EXPECT_EQ(news->events.size(), 3u);
+  news = coordinator_->AwaitNews("a", 2, now_, absl::InfiniteDuration());
+  ASSERT_EQ(news->events.size(), 1u);
+  EXPECT_EQ(news->events[0].sequence(), 3);
+  news = coordinator_->AwaitNews("a", 3, now_, absl::ZeroDuration());
+  EXPECT_THAT(news->events, IsEmpty());
+
+  now_ += absl::Seconds(1);
+  v1::WorkerMessage message = From(0);
+  message.mutable_heartbeat()->mutable_progress()->set_total_steps(9);
+  message.mutable_heartbeat()->mutable_progress()->set_step(5);
+  ASSERT_TRUE(coordinator_->Receive(message, &link_).ok());
+  news = coordinator_->AwaitNews("a", 3, now_ - absl::Seconds(1),
+                                 absl::InfiniteDuration());
+  ASSERT_TRUE(news.ok());
+  EXPECT_EQ(news->job.progress().step(), 5);
+  EXPECT_EQ(coordinator_->AwaitNews("a", 4, now_, absl::ZeroDuration())
+                .status()
+                .code(),
+            absl::StatusCode::kOutOfRange);
+}
+
+}  // namespace
+}  // namespace gla::trainer
