@@ -2,8 +2,9 @@
 
 #include <cmath>
 #include <limits>
+#include <string>
+#include <type_traits>
 #include <utility>
-#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "google/protobuf/util/json_util.h"
@@ -13,24 +14,165 @@
 namespace gla {
 namespace {
 
-using Json = nlohmann::ordered_json;
+using Json = nlohmann::json;
 
 // Upper bounds that no real model comes near; a typo stays a clear error
 // instead of an allocation of petabytes.
-constexpr int32_t kMaxDim = 1 << 20;
-constexpr int32_t kMaxVocab = 1 << 24;
-constexpr int32_t kMaxLayers = 1 << 12;
+constexpr int64_t kMaxVocab = 1 << 24;
+constexpr int64_t kMaxDim = 1 << 20;
+constexpr int64_t kMaxLayers = 1 << 12;
+constexpr int64_t kMaxParameters = int64_t{1} << 37;
 
-absl::Status BadField(const char* name, const std::string& want,
-                      const std::string& got) {
-  return absl::InvalidArgumentError(
-      absl::StrCat(name, ": want ", want, ", got ", got));
+// The one list of keys whose values a config holds.
+template <typename Config, typename Visitor>
+void ForEachKey(Config& config, Visitor&& visit) {
+  visit("vocab_size", config.vocab_size);
+  visit("hidden_size", config.hidden_size);
+  visit("num_hidden_layers", config.num_hidden_layers);
+  visit("num_heads", config.num_heads);
+  visit("num_kv_heads", config.num_kv_heads);
+  visit("expand_k", config.expand_k);
+  visit("expand_v", config.expand_v);
+  visit("hidden_ratio", config.hidden_ratio);
+  visit("intermediate_size", config.intermediate_size);
+  visit("norm_eps", config.norm_eps);
+  visit("tie_word_embeddings", config.tie_word_embeddings);
+  visit("use_output_gate", config.use_output_gate);
+  visit("fuse_norm", config.fuse_norm);
+  visit("initializer_range", config.initializer_range);
+  visit("bos_token_id", config.bos_token_id);
+  visit("eos_token_id", config.eos_token_id);
+  visit("use_forget_gate", config.use_forget_gate);
 }
 
-absl::Status CheckRange(const char* name, int64_t value, int64_t low,
+// Names of before May 2024, and what they are called now. The new name wins.
+struct OldKey {
+  const char* old_name;
+  const char* name;
+};
+constexpr OldKey kOldKeys[] = {
+    {"rms_norm_eps", "norm_eps"},
+    {"d_model", "hidden_size"},
+    {"num_attention_heads", "num_heads"},
+};
+
+// Keys that would change the maths, with a JSON array of the values that leave
+// it as it is. ToJson writes the first one, unless `written` is false. (fla
+// ignores use_gk, use_gv and the keys that are not written, but nobody who sets
+// them otherwise expects that.)
+struct NeutralKey {
+  const char* key;
+  const char* values;
+  bool written = true;
+};
+constexpr NeutralKey kNeutralKeys[] = {
+    {"model_type", R"(["gla"])"},
+    {"attn", "[null]"},
+    {"attn_mode", R"(["chunk", "fused_chunk", "fused_recurrent"])"},
+    {"attnres_block_size", "[null]"},
+    {"clamp_min", "[null]"},
+    {"elementwise_affine", "[true]"},
+    {"feature_map", "[null]"},
+    {"hidden_act", R"(["swish", "silu"])"},
+    {"use_gk", "[true]"},
+    {"use_gv", "[false]"},
+    {"use_l2warp", "[false]"},
+    {"use_short_conv", "[false]"},
+    {"conv_bias", "[false, null]", /*written=*/false},
+    {"gate_fn", R"(["swish", "silu"])", /*written=*/false},
+    {"gate_logit_normalizer", "[16]", /*written=*/false},
+    {"gate_low_rank_dim", "[16]", /*written=*/false},
+    {"quantization_config", "[null]", /*written=*/false},
+};
+
+absl::Status BadValue(const std::string& key, const std::string& want,
+                      const std::string& got) {
+  return absl::InvalidArgumentError(
+      absl::StrCat(key, ": want ", want, ", got ", got));
+}
+
+// `value` in an error message: its JSON, cut short.
+std::string Printed(const Json& value) {
+  const std::string text =
+      value.dump(-1, ' ', false, Json::error_handler_t::replace);
+  return text.size() <= 80 ? text : text.substr(0, 77) + "...";
+}
+
+absl::Status Read(const std::string& key, const Json& value, int32_t* field) {
+  constexpr double kMax = std::numeric_limits<int32_t>::max();
+  const double number = value.is_number() ? value.get<double>() : NAN;
+  if (!(std::abs(number) <= kMax) || number != std::floor(number)) {
+    return BadValue(key, "a 32-bit integer", Printed(value));
+  }
+  *field = static_cast<int32_t>(number);
+  return absl::OkStatus();
+}
+
+absl::Status Read(const std::string& key, const Json& value,
+                  std::optional<int32_t>* field) {
+  return Read(key, value, &field->emplace());
+}
+
+absl::Status Read(const std::string& key, const Json& value, double* field) {
+  if (!value.is_number()) return BadValue(key, "a number", Printed(value));
+  *field = value.get<double>();
+  return absl::OkStatus();
+}
+
+absl::Status Read(const std::string& key, const Json& value, bool* field) {
+  if (!value.is_boolean()) {
+    return BadValue(key, "true or false", Printed(value));
+  }
+  *field = value.get<bool>();
+  return absl::OkStatus();
+}
+
+// Null leaves the default, except that a null token id says that there is no
+// such token.
+template <typename T>
+absl::Status ReadOrNull(const std::string& key, const Json& value, T* field) {
+  if (!value.is_null()) return Read(key, value, field);
+  if constexpr (std::is_same_v<T, int32_t>) {
+    if (key == "bos_token_id" || key == "eos_token_id") *field = -1;
+  }
+  return absl::OkStatus();
+}
+
+absl::Status RefuseUnsupported(const Json& keys) {
+  for (const NeutralKey& neutral : kNeutralKeys) {
+    const auto found = keys.find(neutral.key);
+    if (found == keys.end()) continue;
+    bool supported = false;
+    for (const Json& value : Json::parse(neutral.values)) {
+      supported |= *found == value;
+    }
+    if (!supported) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          neutral.key, " = ", Printed(*found), " is not supported"));
+    }
+  }
+  return absl::OkStatus();
+}
+
+void RenameOldKeys(Json* keys) {
+  for (const OldKey& old : kOldKeys) {
+    if (!keys->contains(old.old_name) || keys->contains(old.name)) continue;
+    Json value = (*keys)[old.old_name];
+    (*keys)[old.name] = std::move(value);
+  }
+}
+
+absl::Status CheckRange(const char* key, int64_t value, int64_t low,
                         int64_t high) {
   if (value >= low && value <= high) return absl::OkStatus();
-  return BadField(name, absl::StrCat(low, " to ", high), absl::StrCat(value));
+  return BadValue(key, absl::StrCat(low, " to ", high), absl::StrCat(value));
+}
+
+absl::Status CheckBetween(const char* key, double value, double low,
+                          double high) {
+  if (value > low && value < high) return absl::OkStatus();  // NaN: false
+  return BadValue(key, absl::StrCat("a number between ", low, " and ", high),
+                  absl::StrCat(value));
 }
 
 absl::Status CheckDivides(const char* what, int64_t total, int64_t parts) {
@@ -39,72 +181,23 @@ absl::Status CheckDivides(const char* what, int64_t total, int64_t parts) {
       what, ": ", total, " does not divide into ", parts, " heads"));
 }
 
-// Readers of one key; a null or missing key leaves the value as it is.
-absl::Status Read(const Json& json, const char* key, int32_t* value) {
-  if (!json.contains(key) || json[key].is_null()) return absl::OkStatus();
-  const Json& field = json[key];
-  const bool whole = field.is_number_integer() ||
-                     (field.is_number_float() &&
-                      field.get<double>() == std::floor(field.get<double>()));
-  if (!whole) return BadField(key, "a whole number", field.dump());
-  const double number = field.get<double>();
-  if (std::abs(number) > std::numeric_limits<int32_t>::max()) {
-    return BadField(key, "a 32-bit number", field.dump());
-  }
-  *value = static_cast<int32_t>(number);
-  return absl::OkStatus();
-}
-absl::Status Read(const Json& json, const char* key,
-                  std::optional<int32_t>* value) {
-  if (!json.contains(key) || json[key].is_null()) return absl::OkStatus();
-  return Read(json, key, &value->emplace(0));
-}
-absl::Status Read(const Json& json, const char* key, double* value) {
-  if (!json.contains(key) || json[key].is_null()) return absl::OkStatus();
-  if (!json[key].is_number()) {
-    return BadField(key, "a number", json[key].dump());
-  }
-  *value = json[key].get<double>();
-  return absl::OkStatus();
-}
-absl::Status Read(const Json& json, const char* key, bool* value) {
-  if (!json.contains(key) || json[key].is_null()) return absl::OkStatus();
-  if (!json[key].is_boolean()) {
-    return BadField(key, "true or false", json[key].dump());
-  }
-  *value = json[key].get<bool>();
-  return absl::OkStatus();
+// Elements of all matrices; in double, which cannot overflow.
+double CountWeights(const GlaConfig& c) {
+  const double groups = static_cast<double>(c.kv_groups());
+  const double keys = static_cast<double>(c.key_dim()) * (1 + 1 / groups);
+  const double values = static_cast<double>(c.value_dim()) * (2 + 1 / groups);
+  const double mlp = 3.0 * static_cast<double>(c.mlp_dim());
+  return c.hidden_size *
+         (2.0 * c.vocab_size + c.num_hidden_layers * (keys + values + mlp));
 }
 
-// Keys that change the maths in ways we do not compute, with the values that
-// leave it as it is. fla ignores use_gk and use_gv, but nobody who sets them
-// otherwise expects that.
-absl::Status RefuseUnsupported(const Json& json) {
-  const std::vector<std::pair<const char*, std::vector<Json>>> neutral = {
-      {"model_type", {"gla"}},
-      {"attn_mode", {"chunk", "fused_chunk", "fused_recurrent"}},
-      {"hidden_act", {"swish", "silu"}},
-      {"use_short_conv", {false}},
-      {"feature_map", {}},
-      {"attn", {}},
-      {"clamp_min", {}},
-      {"attnres_block_size", {}},
-      {"elementwise_affine", {true}},
-      {"use_gk", {true}},
-      {"use_gv", {false}},
-      {"use_l2warp", {false}},
-      {"quantization_config", {}},
-  };
-  for (const auto& [key, values] : neutral) {
-    if (!json.contains(key) || json[key].is_null()) continue;
-    bool supported = false;
-    for (const Json& value : values) supported |= json[key] == value;
-    if (!supported) {
-      return absl::InvalidArgumentError(
-          absl::StrCat(key, " = ", json[key].dump(), " is not supported"));
-    }
-  }
-  return absl::OkStatus();
+absl::Status CheckSize(const GlaConfig& c) {
+  const double weights = CountWeights(c);
+  if (weights <= kMaxParameters) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat("hidden_size ", c.hidden_size, " and num_hidden_layers ",
+                   c.num_hidden_layers, ": about ", weights,
+                   " parameters, want at most ", kMaxParameters));
 }
 
 }  // namespace
@@ -119,12 +212,13 @@ int64_t GlaConfig::head_k_dim() const { return key_dim() / num_heads; }
 int64_t GlaConfig::head_v_dim() const { return value_dim() / num_heads; }
 int64_t GlaConfig::kv_heads() const { return num_kv_heads.value_or(num_heads); }
 int64_t GlaConfig::kv_groups() const { return num_heads / kv_heads(); }
+
 int64_t GlaConfig::mlp_dim() const {
   if (intermediate_size.has_value()) return *intermediate_size;
-  const int64_t ruled =
-      static_cast<int64_t>(hidden_size) * hidden_ratio * 2 / 3;
-  return (ruled + 255) / 256 * 256;
+  const int64_t exact = int64_t{hidden_size} * hidden_ratio * 2 / 3;
+  return (exact + 255) / 256 * 256;
 }
+
 float GlaConfig::attention_scale() const {
   return 1.0f / std::sqrt(static_cast<float>(head_k_dim()));
 }
@@ -137,114 +231,80 @@ absl::Status GlaConfig::Validate() const {
   RETURN_IF_ERROR(CheckRange("num_heads", num_heads, 1, kMaxDim));
   RETURN_IF_ERROR(CheckRange("num_kv_heads", kv_heads(), 1, num_heads));
   if (num_heads % kv_heads() != 0) {
-    return BadField("num_kv_heads",
+    return BadValue("num_kv_heads",
                     absl::StrCat("a divisor of num_heads ", num_heads),
                     absl::StrCat(kv_heads()));
   }
-  RETURN_IF_ERROR(CheckRange("hidden_ratio", hidden_ratio, 1, 1024));
-  RETURN_IF_ERROR(CheckRange("intermediate_size", mlp_dim(), 1, kMaxDim));
-  for (const auto& [name, value] :
-       {std::pair{"expand_k", expand_k}, std::pair{"expand_v", expand_v}}) {
-    if (!(value > 0 && value <= 64)) {
-      return BadField(name, "a factor in (0, 64]", absl::StrCat(value));
-    }
-  }
+  RETURN_IF_ERROR(CheckBetween("expand_k", expand_k, 0, 64));
+  RETURN_IF_ERROR(CheckBetween("expand_v", expand_v, 0, 64));
   RETURN_IF_ERROR(CheckDivides("hidden_size * expand_k", key_dim(), num_heads));
   RETURN_IF_ERROR(
       CheckDivides("hidden_size * expand_v", value_dim(), num_heads));
-  if (!(norm_eps > 0 && norm_eps < 1)) {
-    return BadField("norm_eps", "a number in (0, 1)", absl::StrCat(norm_eps));
-  }
-  if (!(initializer_range > 0 && initializer_range < 10)) {
-    return BadField("initializer_range", "a number in (0, 10)",
-                    absl::StrCat(initializer_range));
-  }
-  RETURN_IF_ERROR(CheckRange("bos_token_id", bos_token_id, -1, kMaxVocab));
-  return CheckRange("eos_token_id", eos_token_id, -1, kMaxVocab);
+  RETURN_IF_ERROR(CheckRange("hidden_ratio", hidden_ratio, 1, 1024));
+  RETURN_IF_ERROR(CheckRange("intermediate_size", mlp_dim(), 1, kMaxDim));
+  RETURN_IF_ERROR(CheckBetween("norm_eps", norm_eps, 0, 1));
+  RETURN_IF_ERROR(CheckBetween("initializer_range", initializer_range, 0, 10));
+  RETURN_IF_ERROR(CheckRange("bos_token_id", bos_token_id, -1, vocab_size - 1));
+  RETURN_IF_ERROR(CheckRange("eos_token_id", eos_token_id, -1, vocab_size - 1));
+  return CheckSize(*this);
 }
 
 absl::StatusOr<GlaConfig> GlaConfig::FromJson(std::string_view text) {
-  const Json json = Json::parse(text, /*cb=*/nullptr,
-                                /*allow_exceptions=*/false);
-  if (json.is_discarded() || !json.is_object()) {
-    return absl::InvalidArgumentError("config.json is not a JSON object");
+  Json keys = Json::parse(text, /*cb=*/nullptr, /*allow_exceptions=*/false);
+  if (!keys.is_object()) {
+    return absl::InvalidArgumentError("config: not a JSON object");
   }
-  RETURN_IF_ERROR(RefuseUnsupported(json));
-  GlaConfig c;
-  RETURN_IF_ERROR(Read(json, "vocab_size", &c.vocab_size));
-  RETURN_IF_ERROR(Read(json, "hidden_size", &c.hidden_size));
-  RETURN_IF_ERROR(Read(json, "num_hidden_layers", &c.num_hidden_layers));
-  RETURN_IF_ERROR(Read(json, "num_heads", &c.num_heads));
-  RETURN_IF_ERROR(Read(json, "num_kv_heads", &c.num_kv_heads));
-  RETURN_IF_ERROR(Read(json, "expand_k", &c.expand_k));
-  RETURN_IF_ERROR(Read(json, "expand_v", &c.expand_v));
-  RETURN_IF_ERROR(Read(json, "hidden_ratio", &c.hidden_ratio));
-  RETURN_IF_ERROR(Read(json, "intermediate_size", &c.intermediate_size));
-  RETURN_IF_ERROR(Read(json, "rms_norm_eps", &c.norm_eps));  // before 2024-04
-  RETURN_IF_ERROR(Read(json, "norm_eps", &c.norm_eps));
-  RETURN_IF_ERROR(Read(json, "tie_word_embeddings", &c.tie_word_embeddings));
-  RETURN_IF_ERROR(Read(json, "use_output_gate", &c.use_output_gate));
-  RETURN_IF_ERROR(Read(json, "fuse_norm", &c.fuse_norm));
-  RETURN_IF_ERROR(Read(json, "initializer_range", &c.initializer_range));
-  RETURN_IF_ERROR(Read(json, "bos_token_id", &c.bos_token_id));
-  RETURN_IF_ERROR(Read(json, "eos_token_id", &c.eos_token_id));
-  RETURN_IF_ERROR(Read(json, "use_forget_gate", &c.use_forget_gate));
-  RETURN_IF_ERROR(c.Validate());
-  return c;
+  RETURN_IF_ERROR(RefuseUnsupported(keys));
+  RenameOldKeys(&keys);
+  GlaConfig config;
+  absl::Status status;
+  ForEachKey(config, [&](const char* key, auto& field) {
+    const auto found = keys.find(key);
+    if (found != keys.end()) status.Update(ReadOrNull(key, *found, &field));
+  });
+  RETURN_IF_ERROR(status);
+  RETURN_IF_ERROR(config.Validate());
+  return config;
 }
 
 absl::StatusOr<GlaConfig> GlaConfig::FromProto(
     const gla::v1::ModelConfig& proto) {
   google::protobuf::util::JsonPrintOptions options;
   options.preserve_proto_field_names = true;
-  std::string json;
+  std::string text;
   const auto status =
-      google::protobuf::util::MessageToJsonString(proto, &json, options);
+      google::protobuf::util::MessageToJsonString(proto, &text, options);
   if (!status.ok()) return absl::InternalError(std::string(status.message()));
-  return FromJson(json);
+  return FromJson(text);
 }
 
 std::string GlaConfig::ToJson() const {
-  const auto or_null = [](const std::optional<int32_t>& value) {
-    return value.has_value() ? Json(*value) : Json();
-  };
-  Json json = {
+  Json keys = {
       {"architectures", {"GLAForCausalLM"}},
-      {"model_type", "gla"},
-      {"attn", nullptr},
-      {"attn_mode", "chunk"},
-      {"bos_token_id", bos_token_id},
-      {"clamp_min", nullptr},
       {"conv_size", 4},
-      {"elementwise_affine", true},
-      {"eos_token_id", eos_token_id},
-      {"expand_k", expand_k},
-      {"expand_v", expand_v},
-      {"feature_map", nullptr},
       {"fuse_cross_entropy", true},
-      {"fuse_norm", fuse_norm},
+      {"fuse_linear_cross_entropy", false},
       {"fuse_swiglu", true},
-      {"hidden_act", "swish"},
-      {"hidden_ratio", hidden_ratio},
-      {"hidden_size", hidden_size},
-      {"initializer_range", initializer_range},
-      {"intermediate_size", or_null(intermediate_size)},
       {"max_position_embeddings", 2048},
-      {"norm_eps", norm_eps},
-      {"num_heads", num_heads},
-      {"num_hidden_layers", num_hidden_layers},
-      {"num_kv_heads", or_null(num_kv_heads)},
-      {"tie_word_embeddings", tie_word_embeddings},
+      {"pad_token_id", nullptr},
       {"torch_dtype", "float32"},
       {"use_cache", true},
-      {"use_gk", true},
-      {"use_gv", false},
-      {"use_output_gate", use_output_gate},
-      {"use_short_conv", false},
-      {"vocab_size", vocab_size},
   };
-  if (!use_forget_gate) json["use_forget_gate"] = false;
-  return json.dump(2) + "\n";
+  for (const NeutralKey& neutral : kNeutralKeys) {
+    if (neutral.written) keys[neutral.key] = Json::parse(neutral.values)[0];
+  }
+  ForEachKey(*this, [&](const char* key, const auto& field) {
+    using Field = std::remove_cvref_t<decltype(field)>;
+    if constexpr (std::is_same_v<Field, std::optional<int32_t>>) {
+      keys[key] = field.has_value() ? Json(*field) : Json(nullptr);
+    } else {
+      keys[key] = field;
+    }
+  });
+  if (bos_token_id == -1) keys["bos_token_id"] = nullptr;
+  if (eos_token_id == -1) keys["eos_token_id"] = nullptr;
+  if (use_forget_gate) keys.erase("use_forget_gate");
+  return keys.dump(2) + "\n";
 }
 
 gla::v1::ModelConfig GlaConfig::ToProto() const {

@@ -64,10 +64,10 @@ void AddMixer(const GlaConfig& config, const std::string& prefix,
     list.Matrix(prefix + "gk_proj.1.weight", config.key_dim() / groups, rank);
     list.Bias(prefix + "gk_proj.1.bias", config.key_dim() / groups);
   }
+  list.Matrix(prefix + "o_proj.weight", d, config.value_dim());
   const bool fused = config.use_output_gate && config.fuse_norm;
   list.Norm(prefix + (fused ? "g_norm_swish_gate.weight" : "g_norm.weight"),
             config.head_v_dim());
-  list.Matrix(prefix + "o_proj.weight", d, config.value_dim());
 }
 
 void AddBlock(const GlaConfig& config, const std::string& prefix,
@@ -79,6 +79,14 @@ void AddBlock(const GlaConfig& config, const std::string& prefix,
   list.Matrix(prefix + "mlp.gate_proj.weight", config.mlp_dim(), d);
   list.Matrix(prefix + "mlp.up_proj.weight", config.mlp_dim(), d);
   list.Matrix(prefix + "mlp.down_proj.weight", d, config.mlp_dim());
+}
+
+const ParameterSpec& SpecOf(const ParameterTable& table, std::string_view name,
+                            size_t rank) {
+  const ParameterSpec* spec = table.Find(name);
+  CHECK(spec != nullptr) << "no parameter " << name;
+  CHECK_EQ(spec->shape.size(), rank) << name;
+  return *spec;
 }
 
 }  // namespace
@@ -117,18 +125,6 @@ Parameters::Parameters(const ParameterTable* table) : table_(table) {
 void Parameters::SetZero() {
   std::fill_n(data_.get(), table_->flat_size(), 0.0f);
 }
-
-namespace {
-
-const ParameterSpec& SpecOf(const ParameterTable& table, std::string_view name,
-                            size_t rank) {
-  const ParameterSpec* spec = table.Find(name);
-  CHECK(spec != nullptr) << "no parameter " << name;
-  CHECK_EQ(spec->shape.size(), rank) << name;
-  return *spec;
-}
-
-}  // namespace
 
 TensorView<float, 1> Parameters::vector(std::string_view name) {
   const ParameterSpec& spec = SpecOf(*table_, name, 1);
