@@ -5,7 +5,7 @@
 #include <grpcpp/grpcpp.h>
 #include <grpcpp/health_check_service_interface.h>
 
-#include <chrono>
+#include <algorithm>
 #include <functional>
 #include <utility>
 
@@ -22,7 +22,7 @@ constexpr int kKeepaliveTimeoutMillis = 20'000;
 constexpr int kFastestClientPingMillis = 30'000;
 
 // How long an aborted stream may take to tell its client.
-constexpr std::chrono::seconds kLastWords(2);
+constexpr absl::Duration kLastWords = absl::Seconds(2);
 
 // gRPC's own log lines; what matters of them is in a status as well.
 void LogFromGrpc(gpr_log_func_args* args) {
@@ -101,7 +101,9 @@ void Server::Shutdown(absl::Duration grace) {
   if (!models_->AwaitIdle(deadline)) {
     models_->Abort(absl::UnavailableError("the server is shutting down"));
   }
-  grpc_->server->Shutdown(std::chrono::system_clock::now() + kLastWords);
+  // Returns as soon as the last stream has been written and closed.
+  grpc_->server->Shutdown(
+      absl::ToChronoTime(std::max(deadline, absl::Now() + kLastWords)));
   grpc_->server->Wait();
 }
 

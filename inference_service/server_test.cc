@@ -111,10 +111,11 @@ class ServerTest : public testing::Test {
     tiny_ = nullptr;
   }
 
-  // A connection of its own.
+  // A connection of its own, with the smallest window for what was not read.
   static std::shared_ptr<grpc::Channel> NewChannel(int port) {
     grpc::ChannelArguments arguments;
     arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
+    arguments.SetInt(GRPC_ARG_HTTP2_BDP_PROBE, 0);
     return grpc::CreateCustomChannel(absl::StrCat("127.0.0.1:", port),
                                      grpc::InsecureChannelCredentials(),
                                      arguments);
@@ -318,6 +319,16 @@ TEST_F(ServerTest, FreesTheSlotWhenTheClientIsGone) {
   while (received.tokens.empty()) ASSERT_TRUE(stream.Read(&received));
   EXPECT_EQ(tiny_->engine().stats().slots_free, 9);
   relay.Cut();
+  AwaitIdle();
+}
+
+TEST_F(ServerTest, ParksAClientThatDoesNotReadAndFreesItsSlotWhenItGoes) {
+  Stream silent(channel_, Endless());
+  EXPECT_TRUE(tiny_->engine().AwaitStats(
+      [](const EngineStats& s) { return s.parked == 1; },
+      absl::Now() + absl::Seconds(50)));
+  EXPECT_TRUE(Generate(Request("x", 300)).status.ok());
+  silent.Cancel();
   AwaitIdle();
 }
 
