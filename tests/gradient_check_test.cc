@@ -89,7 +89,7 @@ class GradientCheck : public testing::TestWithParam<ConfigVariant> {
     return order;
   }
 
-  TestContext test_;
+  TestContext test_{/*num_threads=*/1};  // thousands of tiny passes
   LoadedModel model_;
   GlaModel gla_;
   OwnedTensor<int32_t, 2> tokens_{{kB, kT}};
