@@ -26,6 +26,16 @@ TensorView<float, 2> HeadRows(TensorView<float, 2> x, int64_t V) {
   return x.Reshape<2>({x.size() / V, V});
 }
 
+// A copy in scratch: the forward pass replaces the state that the backward pass
+// starts from.
+TensorView<float, 4> Copy(const ExecutionContext& ctx,
+                          TensorView<const float, 4> x) {
+  if (x.empty()) return {};
+  const auto y = ctx.scratch->Tensor<float>(x.shape());
+  std::copy_n(x.data(), x.size(), y.data());
+  return y;
+}
+
 }  // namespace
 
 // M rows each. For all H heads; a name ending in _kv: for the key/value heads.
@@ -118,20 +128,6 @@ void GlaMixer::ForgetGate(const ExecutionContext& ctx, Pass::Form form,
   GateFwd(ctx, gate);
   saved->g = ToQueryHeads(ctx, saved->g_kv);
 }
-
-namespace {
-
-// A copy in scratch: the forward pass replaces the state that the backward pass
-// starts from.
-TensorView<float, 4> Copy(const ExecutionContext& ctx,
-                          TensorView<const float, 4> x) {
-  if (x.empty()) return {};
-  const auto y = ctx.scratch->Tensor<float>(x.shape());
-  std::copy_n(x.data(), x.size(), y.data());
-  return y;
-}
-
-}  // namespace
 
 void GlaMixer::Recur(const ExecutionContext& ctx, const Pass& pass,
                      Saved* saved) const {
