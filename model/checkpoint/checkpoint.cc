@@ -18,6 +18,7 @@
 #include "absl/time/clock.h"
 #include "glog/logging.h"
 #include "kernels/base/status_macros.h"
+#include "model/checkpoint/build_id.h"
 #include "model/checkpoint/durable_file.h"
 #include "model/checkpoint/model_directory.h"
 #include "model/checkpoint/safetensors.h"
@@ -29,6 +30,7 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr char kTrainState[] = "train_state.pb";
+constexpr char kWeights[] = "model.safetensors";  // as SaveModelDirectory
 constexpr char kOptimizer[] = "optimizer.safetensors";
 constexpr char kCommittedPrefix[] = "step-";
 constexpr char kStagingPrefix[] = ".staging-";
@@ -98,6 +100,7 @@ absl::StatusOr<gla::v1::Manifest> DescribeFiles(
   manifest.set_attempt(contents.attempt);
   manifest.set_step(contents.train_state.step());
   manifest.set_parent(contents.parent);
+  manifest.set_build_id(ProgramBuildId());
   if (contents.evaluation_loss.has_value()) {
     manifest.set_evaluation_loss(*contents.evaluation_loss);
   }
@@ -147,17 +150,19 @@ absl::Status Stage(const std::string& staging,
   return SyncDirectory(staging);
 }
 
-absl::Status LoadMoments(const SafetensorsReader& reader,
-                         const std::string& prefix, Parameters* moments) {
-  for (const ParameterSpec& spec : moments->table().specs()) {
-    ASSIGN_OR_RETURN(const auto* tensor, reader.Find(prefix + spec.name));
+// Fills `values` with the tensors of a file that are called PREFIX + name.
+absl::Status LoadTensors(const SafetensorsReader& reader,
+                         const std::string& prefix, Parameters* values) {
+  for (const ParameterSpec& spec : values->table().specs()) {
+    const std::string name = prefix + spec.name;
+    ASSIGN_OR_RETURN(const auto* tensor, reader.Find(name));
     if (tensor->shape != spec.shape) {
       return absl::InvalidArgumentError(absl::StrCat(
-          reader.path(), ": ", prefix, spec.name, ": want ",
-          ShapeText(spec.shape), ", got ", ShapeText(tensor->shape)));
+          reader.path(), ": ", name, ": want ", ShapeText(spec.shape), ", got ",
+          ShapeText(tensor->shape)));
     }
-    RETURN_IF_ERROR(ReadAsFloat(
-        *tensor, {moments->data(spec), static_cast<size_t>(spec.size)}));
+    RETURN_IF_ERROR(
+        ReadAsFloat(*tensor, absl::MakeSpan(values->data(spec), spec.size)));
   }
   return absl::OkStatus();
 }
@@ -219,6 +224,7 @@ absl::StatusOr<std::string> QuarantineCheckpoint(const std::string& directory) {
   }
   fs::rename(from, to, error);
   RETURN_IF_ERROR(FromErrorCode("move away", directory, error));
+  RETURN_IF_ERROR(SyncDirectory(quarantine));
   RETURN_IF_ERROR(SyncDirectory(from.parent_path()));
   return to.string();
 }
@@ -255,18 +261,13 @@ absl::Status CollectCheckpoints(const std::string& root, int keep_latest,
 absl::StatusOr<gla::v1::TrainState> LoadTrainingState(
     const std::string& directory, Parameters* weights, Parameters* adam_m,
     Parameters* adam_v) {
-  ASSIGN_OR_RETURN(const LoadedModel model, LoadModelDirectory(directory));
-  if (model.parameters->flat().size() != weights->flat().size()) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        directory, ": holds a model of ", model.table->num_parameters(),
-        " parameters, want ", weights->table().num_parameters()));
-  }
-  std::copy_n(model.parameters->flat().data(), weights->flat().size(),
-              weights->flat().data());
-  ASSIGN_OR_RETURN(const auto reader, SafetensorsReader::Open(absl::StrCat(
-                                          directory, "/", kOptimizer)));
-  RETURN_IF_ERROR(LoadMoments(*reader, "m.", adam_m));
-  RETURN_IF_ERROR(LoadMoments(*reader, "v.", adam_v));
+  ASSIGN_OR_RETURN(const auto model, SafetensorsReader::Open(absl::StrCat(
+                                         directory, "/", kWeights)));
+  RETURN_IF_ERROR(LoadTensors(*model, "", weights));
+  ASSIGN_OR_RETURN(const auto optimizer, SafetensorsReader::Open(absl::StrCat(
+                                             directory, "/", kOptimizer)));
+  RETURN_IF_ERROR(LoadTensors(*optimizer, "m.", adam_m));
+  RETURN_IF_ERROR(LoadTensors(*optimizer, "v.", adam_v));
   const std::string path = absl::StrCat(directory, "/", kTrainState);
   ASSIGN_OR_RETURN(const std::string bytes, ReadFile(path));
   gla::v1::TrainState state;
