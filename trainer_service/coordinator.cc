@@ -129,13 +129,17 @@ void Coordinator::SignalIfOverdue() {
   }
 }
 
+// Without a link there is nobody to ask: a signal says the same.
 void Coordinator::AskToStop() {
-  if (attempt_->link != nullptr) {
-    v1::CoordinatorMessage message;
-    message.mutable_stop()->set_save(true);
-    attempt_->link->Send(message);
+  const absl::Time now = options_.now();
+  if (attempt_->link == nullptr) {
+    attempt_->terminate_at = now;
+    return;
   }
-  attempt_->terminate_at = options_.now() + options_.stop_grace;
+  v1::CoordinatorMessage message;
+  message.mutable_stop()->set_save(true);
+  attempt_->link->Send(message);
+  attempt_->terminate_at = now + options_.stop_grace;
 }
 
 void Coordinator::Changed() {
@@ -148,13 +152,15 @@ void Coordinator::Changed() {
 absl::Status Coordinator::Recover(const std::string& worker_service_address) {
   absl::MutexLock lock(&mutex_);
   worker_service_address_ = worker_service_address;
+  std::vector<JobRecord> unfinished;
   for (Job::State state :
        {Job::STARTING, Job::RUNNING, Job::RECOVERING, Job::CANCELLING}) {
     ASSIGN_OR_RETURN(const std::vector<JobRecord> records,
                      options_.store->InState(state));
-    for (const JobRecord& record : records) {
-      RETURN_IF_ERROR(RecoverJob(record));
-    }
+    unfinished.insert(unfinished.end(), records.begin(), records.end());
+  }
+  for (const JobRecord& record : unfinished) {
+    RETURN_IF_ERROR(RecoverJob(record));
   }
   return absl::OkStatus();
 }

@@ -284,6 +284,8 @@ TEST_F(CoordinatorTest, CancelBeforeTheWorkerAttaches) {
   message.mutable_hello();
   EXPECT_EQ(coordinator_->Receive(message, &link_).code(),
             absl::StatusCode::kCancelled);
+  coordinator_->Tick();
+  EXPECT_THAT(launcher_.signals(0), ElementsAre(SIGTERM));
   End(0, {});
   EXPECT_EQ(State("a"), Job::CANCELLED);
 }
