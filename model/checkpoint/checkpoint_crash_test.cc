@@ -242,6 +242,7 @@ TEST_F(CheckpointCrash, FailureOfAnyCallIsReportedAndLosesNothing) {
     g_fault = Fault::kNone;
     EXPECT_EQ(committed.ok(), !failed) << committed.status();
     ExpectWhole(/*at_least=*/3);
+    EXPECT_TRUE(Commit(4, 1).ok());  // the same attempt, again
     ExpectRecovers();
     if (HasFailure()) return;
   }
