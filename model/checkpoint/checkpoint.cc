@@ -176,7 +176,7 @@ absl::StatusOr<std::string> CommitCheckpoint(
   RETURN_IF_ERROR(FromErrorCode("create", root, error));
   const int64_t step = contents.train_state.step();
   const std::string committed = absl::StrCat(root, "/", CommittedName(step));
-  if (fs::exists(committed)) {
+  if (fs::exists(committed, error)) {
     if (VerifyCheckpoint(committed).ok()) return committed;
     RETURN_IF_ERROR(QuarantineCheckpoint(committed).status());
   }
@@ -219,7 +219,7 @@ absl::StatusOr<std::string> QuarantineCheckpoint(const std::string& directory) {
   fs::create_directories(quarantine, error);
   RETURN_IF_ERROR(FromErrorCode("create", quarantine, error));
   fs::path to = quarantine / from.filename();
-  for (int n = 2; fs::exists(to); ++n) {
+  for (int n = 2; fs::exists(to, error); ++n) {
     to = quarantine / absl::StrCat(from.filename().string(), ".", n);
   }
   fs::rename(from, to, error);

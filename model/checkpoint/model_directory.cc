@@ -3,6 +3,7 @@
 #include <filesystem>
 #include <map>
 #include <set>
+#include <system_error>
 #include <utility>
 #include <vector>
 
@@ -82,8 +83,9 @@ absl::StatusOr<std::set<std::string>> ShardNames(const std::string& path) {
 absl::StatusOr<WeightFiles> OpenWeights(const std::string& directory) {
   WeightFiles files;
   const std::string index = directory + kIndex;
-  if (std::filesystem::exists(directory + kWeights) ||
-      !std::filesystem::exists(index)) {
+  std::error_code error;
+  if (std::filesystem::exists(directory + kWeights, error) ||
+      !std::filesystem::exists(index, error)) {
     RETURN_IF_ERROR(files.Add(directory + kWeights));
     return files;
   }
@@ -173,7 +175,8 @@ absl::StatusOr<GlaConfig> ReadConfig(const std::string& directory) {
 }  // namespace
 
 absl::StatusOr<LoadedModel> LoadModelDirectory(const std::string& directory) {
-  if (!std::filesystem::is_directory(directory)) {
+  std::error_code error;  // of a path that cannot be: also no directory
+  if (!std::filesystem::is_directory(directory, error)) {
     return absl::NotFoundError(absl::StrCat(directory, ": no such directory"));
   }
   const auto manifest = VerifyCheckpoint(directory);

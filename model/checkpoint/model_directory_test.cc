@@ -273,6 +273,8 @@ TEST(ModelDirectory, NamesWhatIsNotThere) {
   ExpectRefused(directory, absl::StatusCode::kNotFound, {"model.safetensors"});
   fs::remove_all(directory);
   ExpectRefused(directory, absl::StatusCode::kNotFound, {directory});
+  ExpectRefused(std::string(5000, 'x'), absl::StatusCode::kNotFound, {"xxx"});
+  ExpectRefused("", absl::StatusCode::kNotFound, {"no such directory"});
 }
 
 TEST(ModelDirectory, NamesTheConfigThatIsRefused) {

@@ -1,6 +1,7 @@
 #include "model/tokenizer/tokenizer.h"
 
 #include <filesystem>
+#include <system_error>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -93,7 +94,8 @@ std::unique_ptr<Tokenizer> MakeByteTokenizer() {
 absl::StatusOr<std::unique_ptr<Tokenizer>> LoadTokenizer(
     const std::string& directory) {
   const std::string model = directory + "/tokenizer.model";
-  if (std::filesystem::exists(model)) return LoadSentencePiece(model);
+  std::error_code error;
+  if (std::filesystem::exists(model, error)) return LoadSentencePiece(model);
   const auto text = ReadFile(directory + kConfigFile);
   if (text.ok()) {
     const auto config = nlohmann::json::parse(*text, /*cb=*/nullptr,

@@ -114,6 +114,11 @@ TEST(LoadTokenizer, SaysWhatIsMissing) {
             std::string::npos);
 }
 
+TEST(LoadTokenizer, SurvivesAPathThatCannotBe) {
+  EXPECT_EQ(LoadTokenizer(std::string(5000, 'x')).status().code(),
+            absl::StatusCode::kNotFound);
+}
+
 TEST(LoadTokenizer, RefusesADamagedModel) {
   const std::string directory = NewDirectory("damaged");
   WriteFile(directory + "/tokenizer.model", "not a model");
