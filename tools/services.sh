@@ -38,7 +38,7 @@ step() {
 
 build() {
   touch "$run/building"
-  step bazel build --noshow_progress --show_result=0 "$@"
+  step bazel build --show_progress_rate_limit=10 --show_result=0 "$@"
   bazel shutdown >/dev/null 2>&1
   rm -f "$run/building"
 }

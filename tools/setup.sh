@@ -8,7 +8,7 @@ packages=(
   bazel-bootstrap bazel-platforms bazel-skylib
   g++ binutils pkg-config protobuf-compiler protobuf-compiler-grpc
   # Libraries; WORKSPACE says what each is for.
-  libabsl-dev libbenchmark-dev libgmock-dev libgoogle-glog-dev libgrpc++-dev
+  libabsl-dev libgmock-dev libgoogle-glog-dev libgrpc++-dev
   libgtest-dev libopenblas-dev libprotobuf-dev libsentencepiece-dev
   libsqlite3-dev libssl-dev nlohmann-json3-dev zlib1g-dev
   # Scripts, Python clients, and the text that quick start trains on.
