@@ -53,9 +53,10 @@ class TrainerServer : public Server {
     started_ = false;
     public_server_->GetHealthCheckService()->SetServingStatus(false);
     coordinator_.Shutdown();
-    // Streams end by themselves now; this bounds clients that do not read.
+    // Streams end by themselves now; the deadline is for clients that do not
+    // read.
     const auto deadline =
-        std::chrono::system_clock::now() + std::chrono::seconds(5);
+        std::chrono::system_clock::now() + std::chrono::seconds(1);
     public_server_->Shutdown(deadline);
     worker_server_->Shutdown(deadline);
   }
