@@ -37,6 +37,10 @@ absl::Status Coordinator::Receive(const v1::WorkerMessage& message,
                                            " of ", message.job(),
                                            " is not the current one"));
   }
+  if (!message.has_hello() && attempt_->link != link) {
+    return absl::AbortedError(absl::StrCat(
+        message.job(), ": a worker says hello before anything else"));
+  }
   switch (message.body_case()) {
     case v1::WorkerMessage::kHello:
       return Attach(link);

@@ -5,9 +5,12 @@
 #include <cmath>
 #include <limits>
 #include <string>
+#include <vector>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "google/protobuf/message.h"
+#include "google/protobuf/unknown_field_set.h"
 #include "kernels/base/status_macros.h"
 #include "kernels/base/thread_pool.h"
 #include "model/config.h"
@@ -37,6 +40,26 @@ absl::Status CheckNumber(const char* field, double value, double low,
                          double high) {
   if (value >= low && value <= high) return absl::OkStatus();
   return Refuse(field, absl::StrCat(low, " to ", high), value);
+}
+
+// A field that a newer client knows and we do not would be ignored silently.
+absl::Status CheckNoUnknownFields(const google::protobuf::Message& message,
+                                  const std::string& path) {
+  const google::protobuf::Reflection& reflection = *message.GetReflection();
+  const auto& unknown = reflection.GetUnknownFields(message);
+  if (!unknown.empty()) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        path, ": unknown field number ", unknown.field(0).number()));
+  }
+  std::vector<const google::protobuf::FieldDescriptor*> fields;
+  reflection.ListFields(message, &fields);
+  for (const auto* field : fields) {
+    if (field->message_type() == nullptr || field->is_repeated()) continue;
+    RETURN_IF_ERROR(
+        CheckNoUnknownFields(reflection.GetMessage(message, field),
+                             absl::StrCat(path, ".", field->name())));
+  }
+  return absl::OkStatus();
 }
 
 absl::Status ResolveModel(const Dataset& dataset, v1::JobSpec* spec) {
@@ -189,6 +212,7 @@ absl::StatusOr<std::unique_ptr<Dataset>> OpenDataset(const v1::JobSpec& spec) {
 absl::StatusOr<v1::JobSpec> ResolveJobSpec(const v1::JobSpec& spec,
                                            const Dataset& dataset,
                                            const Machine& machine) {
+  RETURN_IF_ERROR(CheckNoUnknownFields(spec, "spec"));
   v1::JobSpec resolved = spec;
   RETURN_IF_ERROR(CheckInt("total_steps", spec.total_steps(), 1, kMaxSteps));
   RETURN_IF_ERROR(ResolveModel(dataset, &resolved));

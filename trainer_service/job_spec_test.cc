@@ -164,6 +164,9 @@ const BadSpec kBadSpecs[] = {
      "spec.threads: want 1 to 4, got -1"},
     {"Restarts", [](auto* s) { s->set_max_restarts_without_progress(-1); },
      "spec.max_restarts_without_progress"},
+    {"UnknownField",
+     [](auto* s) { s->mutable_data()->ParseFromString("\xf8\x3f\x01"); },
+     "spec.data: unknown field number 1023"},
     {"Memory",
      [](auto* s) {
        s->mutable_model()->set_hidden_size(4096);
