@@ -6,6 +6,7 @@
 // job goes on at the next start. Errors at the start are one line and exit code
 // 1.
 #include <signal.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include <filesystem>
@@ -86,6 +87,9 @@ int main(int argc, char** argv) {
   sigaddset(&stop_signals, SIGTERM);
   pthread_sigmask(SIG_BLOCK, &stop_signals, nullptr);
 
+  // gRPC's own log would stand before our one line; its errors reach us as
+  // statuses.
+  setenv("GRPC_VERBOSITY", "NONE", /*overwrite=*/0);
   absl::SetProgramUsageMessage("gla_trainer --storage=DIR [--listen=ADDRESS]");
   absl::ParseCommandLine(argc, argv);
   FLAGS_logtostderr = true;

@@ -25,7 +25,9 @@
 namespace gla::trainer {
 namespace {
 
+using testing::AllOf;
 using testing::HasSubstr;
+using testing::StartsWith;
 using v1::Job;
 
 std::string ReadFile(const std::string& path) {
@@ -204,6 +206,21 @@ TEST_F(ServiceProcessTest, AKilledServiceGoesOnWhenItIsBack) {
   ExpectDenseEvents("orphan");
 }
 
+TEST_F(ServiceProcessTest, AWorkerThatLosesItsServiceSavesAndEnds) {
+  StartService();
+  Submit("orphan", 1000000);
+  Follow("orphan", 0, /*to_checkpoint=*/true);
+  EXPECT_EQ(service_->Signal(SIGKILL), -SIGKILL);
+  const JobRecord record = Record("orphan");
+  EXPECT_EQ(record.job.state(), Job::RUNNING);
+  while (ProcessStartTime(record.worker_pid) == record.worker_start_time) {
+    absl::SleepFor(absl::Milliseconds(5));
+  }
+  EXPECT_THAT(ReadFile(folder_ + "/s/jobs/orphan/worker.log"),
+              AllOf(HasSubstr("lost the service; saving"),
+                    HasSubstr("stopped at step ")));
+}
+
 TEST_F(ServiceProcessTest, ATerminatedServiceSavesAndLeavesNoProcess) {
   StartService();
   Submit("paused", 2000);
@@ -241,8 +258,9 @@ TEST_F(ServiceProcessTest, SaysInOneLineWhyItCannotStart) {
     const std::string folder = FreshFolder("process-start");
     ServiceProcess failing(folder, flags);
     EXPECT_EQ(failing.Signal(0), 1);
-    EXPECT_THAT(failing.output(), HasSubstr("gla_trainer: "));
-    EXPECT_THAT(failing.output(), HasSubstr(message));
+    EXPECT_THAT(failing.output(),
+                AllOf(StartsWith("gla_trainer: "), HasSubstr(message)));
+    EXPECT_EQ(failing.output().find('\n'), failing.output().size() - 1);
   }
 }
 
