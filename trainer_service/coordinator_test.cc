@@ -2,16 +2,13 @@
 
 #include <signal.h>
 
-#include <filesystem>
-#include <memory>
 #include <string>
 #include <thread>
 #include <vector>
 
-#include "absl/strings/str_cat.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
-#include "trainer_service/testing/fake_launcher.h"
+#include "trainer_service/testing/coordinator_fixture.h"
 
 namespace gla::trainer {
 namespace {
@@ -21,107 +18,6 @@ using testing::HasSubstr;
 using testing::IsEmpty;
 using v1::Failure;
 using v1::Job;
-
-class FakeLink : public WorkerLink {
- public:
-  void Send(const v1::CoordinatorMessage& message) override {
-    sent.push_back(message);
-  }
-  std::vector<v1::CoordinatorMessage> sent;
-};
-
-// A coordinator without a thread, on a clock that the test turns.
-class CoordinatorTest : public testing::Test {
- protected:
-  CoordinatorTest()
-      : storage_(absl::StrCat(
-            testing::TempDir(), "/coordinator-",
-            testing::UnitTest::GetInstance()->current_test_info()->name())) {
-    std::filesystem::remove_all(storage_);
-    std::filesystem::create_directories(storage_);
-    Restart();
-  }
-
-  // As if the service had been killed and started again.
-  void Restart() {
-    coordinator_.reset();
-    store_.reset();
-    store_ = *JobStore::Open(storage_ + "/jobs.db");
-    coordinator_ = std::make_unique<Coordinator>(
-        CoordinatorOptions{.storage = storage_,
-                           .store = store_.get(),
-                           .launcher = &launcher_,
-                           .now = [this] { return now_; }});
-    ASSERT_TRUE(coordinator_->Recover("service").ok());
-  }
-
-  void Submit(const std::string& id) {
-    Job job;
-    job.set_name("jobs/" + id);
-    job.mutable_spec()->set_max_restarts_without_progress(3);
-    ASSERT_TRUE(coordinator_->Submit(job, "").ok());
-  }
-  Job::State State(const std::string& id) {
-    return coordinator_->Get(id)->state();
-  }
-
-  // A message as process `process` would send it.
-  v1::WorkerMessage From(int process) {
-    const WorkerCommand command = launcher_.command(process);
-    v1::WorkerMessage message;
-    message.set_job(command.job);
-    message.set_attempt(command.attempt);
-    message.set_secret(command.secret);
-    return message;
-  }
-  void Attach(int process) {
-    v1::WorkerMessage message = From(process);
-    message.mutable_hello();
-    ASSERT_TRUE(coordinator_->Receive(message, &link_).ok());
-  }
-  void Finish(int process) {
-    v1::WorkerMessage message = From(process);
-    message.mutable_finished()->mutable_progress()->set_total_steps(9);
-    message.mutable_finished()->mutable_progress()->set_step(9);
-    ASSERT_TRUE(coordinator_->Receive(message, &link_).ok());
-    End(process, {});
-  }
-  void Fail(int process, Failure::Reason reason) {
-    v1::WorkerMessage message = From(process);
-    message.mutable_failed()->set_reason(reason);
-    message.mutable_failed()->set_message("because");
-    ASSERT_TRUE(coordinator_->Receive(message, &link_).ok());
-    End(process, {});
-  }
-  void CommitCheckpoint(int process) {
-    v1::WorkerMessage message = From(process);
-    message.mutable_checkpoint()->set_directory("the/checkpoint");
-    ASSERT_TRUE(coordinator_->Receive(message, &link_).ok());
-  }
-  void End(int process, ExitStatus status) {
-    launcher_.Exit(process, status);
-    coordinator_->Tick();
-  }
-
-  // The states that the job's events go through.
-  std::vector<Job::State> History(const std::string& id) {
-    std::vector<Job::State> states;
-    const auto events = store_->Events(id, 0, 1000);
-    for (const v1::JobEvent& event : *events) {
-      if (event.has_state_change()) {
-        states.push_back(event.state_change().to());
-      }
-    }
-    return states;
-  }
-
-  const std::string storage_;
-  absl::Time now_ = absl::FromUnixSeconds(1'000'000);
-  FakeLauncher launcher_;
-  FakeLink link_;
-  std::unique_ptr<JobStore> store_;
-  std::unique_ptr<Coordinator> coordinator_;
-};
 
 TEST_F(CoordinatorTest, RunsJobsOneAfterTheOther) {
   Submit("a");
@@ -393,92 +289,6 @@ TEST_F(CoordinatorTest, ShutdownStopsTheWorkerAndTheJobGoesOnLater) {
   Restart();
   coordinator_->Tick();
   EXPECT_EQ(launcher_.command(1).attempt, 2);
-}
-
-// Every pair of things that can happen, in every phase of a job's life: the
-// store refuses illegal moves, so it is enough that the job always comes to an
-// end, that the right one wins, and that nothing else runs meanwhile.
-class CoordinatorRaceTest : public CoordinatorTest {
- protected:
-  enum Happening { kAttach, kFinished, kStopped, kCrash, kCancel, kRestart };
-  static constexpr int kHappenings = kRestart + 1;
-
-  // Does what can happen now; a dead or refused worker does nothing.
-  void Happen(Happening happening) {
-    const int process = launcher_.num_processes() - 1;
-    v1::WorkerMessage message;
-    if (process >= 0) message = From(process);
-    switch (happening) {
-      case kAttach:
-        message.mutable_hello();
-        coordinator_->Receive(message, &link_).IgnoreError();
-        return;
-      case kFinished:
-        message.mutable_finished();
-        finished_ |= coordinator_->Receive(message, &link_).ok();
-        return;
-      case kStopped:
-        message.mutable_stopped();
-        coordinator_->Receive(message, &link_).IgnoreError();
-        return;
-      case kCrash:
-        if (process >= 0) End(process, {.exit_code = 1, .signal = 0});
-        return;
-      case kCancel:
-        cancelled_ |= coordinator_->Cancel(id_).ok();
-        coordinator_->Tick();
-        return;
-      case kRestart:
-        Restart();
-        finished_ = false;  // nobody heard it
-        coordinator_->Tick();
-        return;
-    }
-  }
-
-  // Lets the job go on undisturbed.
-  Job::State Settle() {
-    for (int round = 0; round < 8; ++round) {
-      if (State(id_) >= Job::SUCCEEDED) break;
-      now_ += absl::Minutes(2);
-      coordinator_->Tick();
-      const int process = launcher_.num_processes() - 1;
-      if (process < 0) continue;
-      Happen(kAttach);
-      if (State(id_) == Job::RUNNING) Happen(kFinished);
-      End(process, {});
-    }
-    return State(id_);
-  }
-
-  std::string id_;
-  bool finished_ = false, cancelled_ = false;
-};
-
-TEST_F(CoordinatorRaceTest, EveryPairOfHappeningsEndsWell) {
-  for (int phase = 0; phase < 4; ++phase) {
-    for (int pair = 0; pair < kHappenings * kHappenings; ++pair) {
-      const auto first = static_cast<Happening>(pair / kHappenings);
-      const auto second = static_cast<Happening>(pair % kHappenings);
-      SCOPED_TRACE(
-          absl::StrCat("phase ", phase, ", then ", first, ", ", second));
-      id_ = absl::StrCat("a-", phase, "-", pair);
-      finished_ = cancelled_ = false;
-      Submit(id_);
-      if (phase >= 1) coordinator_->Tick();  // STARTING
-      if (phase >= 2) Happen(kAttach);       // RUNNING
-      if (phase >= 3) Happen(kCrash);        // RECOVERING
-      Happen(first);
-      Happen(second);
-      const bool finished_before_the_end = finished_;
-      const Job::State end = Settle();
-      if (!cancelled_ || finished_before_the_end) {
-        EXPECT_EQ(end, Job::SUCCEEDED);
-      } else {
-        EXPECT_EQ(end, Job::CANCELLED);
-      }
-    }
-  }
 }
 
 TEST_F(CoordinatorTest, NewsResumeByNumberAndCarryProgress) {
