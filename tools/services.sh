@@ -11,24 +11,27 @@ services=()  # pids of services
 child=       # the step that runs now
 gla=bazel-bin/tools/gla
 
+# Ends a process group; those that are gone already are no error.
+end_group() { kill -TERM -- "-$1" 2>/dev/null || true; }
+
 stop_all() {
   trap '' INT TERM
-  [ -n "$child" ] && kill "$child" 2>/dev/null
-  for pid in ${services[@]+"${services[@]}"}; do kill "$pid" 2>/dev/null; done
-  wait 2>/dev/null
-  if [ -f "$run/building" ]; then
-    bazel shutdown >/dev/null 2>&1
-    rm -f "$run/building"
-  fi
+  set +e
+  [ -n "$child" ] && end_group "$child"
+  for pid in ${services[@]+"${services[@]}"}; do end_group "$pid"; done
+  wait
+  [ -f "$run/building" ] && bazel shutdown >/dev/null 2>&1
+  rm -f "$run/building"
 }
 trap stop_all EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
+set -m  # each child leads a process group of its own, with all it starts
 
 say() { printf '\n== %s\n' "$*"; }
 
 step() {
-  "$@" &
+  "$@" </dev/null &
   child=$!
   local code=0
   wait "$child" || code=$?
