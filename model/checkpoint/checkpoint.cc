@@ -6,9 +6,9 @@
 #include <sys/statvfs.h>
 #include <unistd.h>
 
-#include <algorithm>
 #include <cerrno>
 #include <filesystem>
+#include <system_error>
 #include <utility>
 
 #include "absl/strings/match.h"
@@ -105,16 +105,15 @@ absl::StatusOr<gla::v1::Manifest> DescribeFiles(
     manifest.set_evaluation_loss(*contents.evaluation_loss);
   }
   manifest.mutable_create_time()->set_seconds(absl::ToUnixSeconds(absl::Now()));
-  std::vector<std::string> names;
-  for (const auto& entry : fs::directory_iterator(directory)) {
-    names.push_back(entry.path().filename());
-  }
-  std::sort(names.begin(), names.end());
+  ASSIGN_OR_RETURN(const std::vector<std::string> names,
+                   ListDirectory(directory));
   for (const std::string& name : names) {
     const std::string path = absl::StrCat(directory, "/", name);
     gla::v1::FileEntry* file = manifest.add_files();
     file->set_path(name);
-    file->set_size_bytes(fs::file_size(path));
+    std::error_code error;
+    file->set_size_bytes(fs::file_size(path, error));
+    RETURN_IF_ERROR(FromErrorCode("ask the size", path, error));
     ASSIGN_OR_RETURN(*file->mutable_sha256(), Sha256OfFile(path));
   }
   return manifest;
@@ -122,14 +121,12 @@ absl::StatusOr<gla::v1::Manifest> DescribeFiles(
 
 // The tokenizer writes its files itself; makes them durable like ours.
 absl::Status SyncFiles(const std::string& directory) {
-  for (const auto& entry : fs::directory_iterator(directory)) {
-    const int fd = open(entry.path().c_str(), O_RDONLY | O_CLOEXEC);
-    if (fd < 0) return ErrnoStatus("open", entry.path());
-    const bool synced = fsync(fd) == 0;
-    const absl::Status status =
-        synced ? absl::OkStatus() : ErrnoStatus("sync", entry.path());
-    close(fd);
-    RETURN_IF_ERROR(status);
+  ASSIGN_OR_RETURN(const std::vector<std::string> names,
+                   ListDirectory(directory));
+  for (const std::string& name : names) {
+    const std::string path = absl::StrCat(directory, "/", name);
+    ASSIGN_OR_RETURN(const InputFile file, InputFile::Open(path));
+    if (fsync(file.fd()) != 0) return ErrnoStatus("sync", path);
   }
   return absl::OkStatus();
 }
@@ -171,11 +168,10 @@ absl::Status LoadTensors(const SafetensorsReader& reader,
 
 absl::StatusOr<std::string> CommitCheckpoint(
     const std::string& root, const CheckpointContents& contents) {
-  std::error_code error;
-  fs::create_directories(root, error);
-  RETURN_IF_ERROR(FromErrorCode("create", root, error));
+  RETURN_IF_ERROR(CreateDurableDirectories(root));
   const int64_t step = contents.train_state.step();
   const std::string committed = absl::StrCat(root, "/", CommittedName(step));
+  std::error_code error;
   if (fs::exists(committed, error)) {
     if (VerifyCheckpoint(committed).ok()) return committed;
     RETURN_IF_ERROR(QuarantineCheckpoint(committed).status());
@@ -201,14 +197,13 @@ absl::StatusOr<std::string> CommitCheckpoint(
 
 absl::StatusOr<std::vector<std::string>> ListCheckpoints(
     const std::string& root) {
+  const auto names = ListDirectory(root);
   std::vector<std::string> found;
-  std::error_code error;
-  if (!fs::exists(root, error)) return found;
-  for (const auto& entry : fs::directory_iterator(root, error)) {
-    if (StepOfName(entry.path().filename()) >= 0) found.push_back(entry.path());
+  if (absl::IsNotFound(names.status())) return found;
+  if (!names.ok()) return names.status();
+  for (const std::string& name : *names) {  // sorted: steps are zero-padded
+    if (StepOfName(name) >= 0) found.push_back(absl::StrCat(root, "/", name));
   }
-  RETURN_IF_ERROR(FromErrorCode("list", root, error));
-  std::sort(found.begin(), found.end());  // steps are zero-padded
   return found;
 }
 
@@ -237,17 +232,22 @@ absl::Status CollectCheckpoints(const std::string& root, int keep_latest,
   for (int64_t i = 0; i + keep_latest < static_cast<int64_t>(all.size()); ++i) {
     doomed.push_back(all[i]);
   }
-  std::error_code error;
-  for (const auto& entry : fs::directory_iterator(root, error)) {
-    const int32_t staged = AttemptOfStaging(entry.path().filename());
-    if (staged >= 0 && staged < attempt) doomed.push_back(entry.path());
+  const auto names = ListDirectory(root);
+  if (absl::IsNotFound(names.status())) return absl::OkStatus();
+  if (!names.ok()) return names.status();
+  for (const std::string& name : *names) {
+    const int32_t staged = AttemptOfStaging(name);
+    if (staged >= 0 && staged < attempt) doomed.push_back(root + "/" + name);
   }
+  std::error_code error;
   for (const fs::path& path : doomed) {
     fs::path trash = path;
     if (absl::StartsWith(path.filename().string(), kCommittedPrefix)) {
       // Out of the list at once: a crash must not leave half a checkpoint.
       trash = path.parent_path() /
               absl::StrCat(kStagingPrefix, path.filename().string(), "-a0");
+      fs::remove_all(trash, error);  // of a collection that did not end
+      RETURN_IF_ERROR(FromErrorCode("delete", trash, error));
       fs::rename(path, trash, error);
       RETURN_IF_ERROR(FromErrorCode("move away", path, error));
       RETURN_IF_ERROR(SyncDirectory(root));

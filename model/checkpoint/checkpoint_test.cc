@@ -261,6 +261,20 @@ TEST(CollectCheckpoints, KeepsTheNewest) {
   EXPECT_EQ(std::distance(fs::directory_iterator(root), {}), 2);
 }
 
+TEST(CollectCheckpoints, GoesOnAfterACollectionThatDidNotEnd) {
+  TrainingRun run;
+  const std::string root = NewRoot("half");
+  for (int64_t step = 1; step <= 3; ++step) {
+    ASSERT_TRUE(CommitCheckpoint(root, run.At(step)).ok());
+  }
+  const std::string leftover = root + "/.staging-step-000000000001-a0";
+  fs::create_directory(leftover);
+  std::ofstream(leftover + "/config.json") << "{}";
+  const absl::Status status = CollectCheckpoints(root, 2, /*attempt=*/0);
+  EXPECT_TRUE(status.ok()) << status;
+  EXPECT_EQ(std::distance(fs::directory_iterator(root), {}), 2);
+}
+
 TEST(CollectCheckpoints, DeletesStagingOfEarlierAttempts) {
   const std::string root = NewRoot("stale");
   for (const char* name :

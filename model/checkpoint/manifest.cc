@@ -1,7 +1,10 @@
 #include "model/checkpoint/manifest.h"
 
 #include <filesystem>
+#include <set>
 #include <string_view>
+#include <system_error>
+#include <vector>
 
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
@@ -41,6 +44,25 @@ absl::Status CheckFile(const std::string& directory,
   return absl::OkStatus();
 }
 
+// The names listed by a manifest that was read from `place`.
+absl::StatusOr<std::set<std::string>> ListedNames(
+    const std::string& place, const gla::v1::Manifest& manifest) {
+  std::set<std::string> names;
+  for (const gla::v1::FileEntry& file : manifest.files()) {
+    const std::string quoted =
+        absl::StrCat("\"", absl::CEscape(file.path()), "\"");
+    if (!IsFileName(file.path()) || file.path() == kManifest) {
+      return absl::DataLossError(absl::StrCat(
+          place, ": ", quoted, ": want the name of another file beside it"));
+    }
+    if (!names.insert(file.path()).second) {
+      return absl::DataLossError(
+          absl::StrCat(place, ": ", quoted, ": listed twice"));
+    }
+  }
+  return names;
+}
+
 }  // namespace
 
 absl::Status WriteManifest(const std::string& directory,
@@ -74,6 +96,16 @@ absl::StatusOr<gla::v1::Manifest> ReadManifest(const std::string& directory) {
 absl::StatusOr<gla::v1::Manifest> VerifyCheckpoint(
     const std::string& directory) {
   ASSIGN_OR_RETURN(gla::v1::Manifest manifest, ReadManifest(directory));
+  ASSIGN_OR_RETURN(
+      const std::set<std::string> listed,
+      ListedNames(absl::StrCat(directory, "/", kManifest), manifest));
+  ASSIGN_OR_RETURN(const std::vector<std::string> names,
+                   ListDirectory(directory));
+  for (const std::string& name : names) {
+    if (name == kManifest || listed.contains(name)) continue;
+    return absl::DataLossError(absl::StrCat(
+        directory, "/", name, ": the manifest does not list this file"));
+  }
   for (const gla::v1::FileEntry& file : manifest.files()) {
     RETURN_IF_ERROR(CheckFile(directory, file));
   }

@@ -17,8 +17,9 @@ absl::Status WriteManifest(const std::string& directory,
 // NOT_FOUND: none there; DATA_LOSS: its own digest does not hold.
 absl::StatusOr<gla::v1::Manifest> ReadManifest(const std::string& directory);
 
-// Reads MANIFEST and checks every file's size and SHA-256: DATA_LOSS naming the
-// file and both values.
+// Reads MANIFEST and checks that the directory holds the files it lists and no
+// other entry, and every file's size and SHA-256. DATA_LOSS naming the file and
+// what differs; also for a listed name that is a path or listed twice.
 absl::StatusOr<gla::v1::Manifest> VerifyCheckpoint(
     const std::string& directory);
 

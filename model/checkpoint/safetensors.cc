@@ -1,9 +1,6 @@
 #include "model/checkpoint/safetensors.h"
 
-#include <fcntl.h>
 #include <sys/mman.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <bit>
@@ -168,22 +165,15 @@ SafetensorsReader::~SafetensorsReader() {
 
 absl::StatusOr<std::unique_ptr<SafetensorsReader>> SafetensorsReader::Open(
     const std::string& path) {
-  const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC);
-  if (fd < 0) return ErrnoStatus("open", path);
-  struct stat info = {};
-  if (fstat(fd, &info) != 0 || !S_ISREG(info.st_mode) ||
-      info.st_size < kLengthBytes) {
-    close(fd);
+  ASSIGN_OR_RETURN(const InputFile file, InputFile::Open(path));
+  if (file.size() < kLengthBytes) {
     return Damaged(path, absl::StrCat("not safetensors: a file of ",
-                                      info.st_size, " bytes"));
+                                      file.size(), " bytes"));
   }
-  void* data = mmap(nullptr, info.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
-  const absl::Status status =
-      data == MAP_FAILED ? ErrnoStatus("map", path) : absl::OkStatus();
-  close(fd);
-  RETURN_IF_ERROR(status);
-  std::unique_ptr<SafetensorsReader> reader(new SafetensorsReader(
-      path, static_cast<const char*>(data), info.st_size));
+  void* data = mmap(nullptr, file.size(), PROT_READ, MAP_PRIVATE, file.fd(), 0);
+  if (data == MAP_FAILED) return ErrnoStatus("map", path);
+  std::unique_ptr<SafetensorsReader> reader(
+      new SafetensorsReader(path, static_cast<const char*>(data), file.size()));
   RETURN_IF_ERROR(reader->ReadHeader());
   return reader;
 }

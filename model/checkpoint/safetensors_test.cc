@@ -1,5 +1,7 @@
 #include "model/checkpoint/safetensors.h"
 
+#include <sys/stat.h>
+
 #include <cmath>
 #include <cstring>
 #include <filesystem>
@@ -201,6 +203,16 @@ TEST(Safetensors, RefuseAHeaderLengthBeyondTheFile) {
     EXPECT_EQ(SafetensorsReader::Open(path).status().code(),
               absl::StatusCode::kDataLoss)
         << length;
+  }
+}
+
+TEST(Safetensors, RefuseWhatIsNoRegularFile) {
+  const std::string fifo = NewPath("fifo");
+  ASSERT_EQ(mkfifo(fifo.c_str(), 0600), 0);
+  for (const std::string& path : {fifo, testing::TempDir()}) {
+    const absl::Status status = SafetensorsReader::Open(path).status();
+    EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition) << status;
+    EXPECT_NE(status.message().find(path), std::string::npos);
   }
 }
 

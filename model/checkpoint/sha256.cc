@@ -2,14 +2,12 @@
 
 #include <openssl/evp.h>
 
-#include <cerrno>
-#include <cstdio>
-#include <cstring>
-#include <memory>
+#include <cstdint>
 #include <vector>
 
-#include "absl/strings/str_cat.h"
 #include "glog/logging.h"
+#include "kernels/base/status_macros.h"
+#include "model/checkpoint/durable_file.h"
 
 namespace gla {
 namespace {
@@ -42,24 +40,14 @@ std::string Sha256(std::string_view bytes) {
 }
 
 absl::StatusOr<std::string> Sha256OfFile(const std::string& path) {
-  const std::unique_ptr<FILE, int (*)(FILE*)> file(fopen(path.c_str(), "rbe"),
-                                                   &fclose);
-  if (file == nullptr) {
-    const std::string message =
-        absl::StrCat(path, ": cannot open: ", strerror(errno));
-    return errno == ENOENT ? absl::NotFoundError(message)
-                           : absl::InternalError(message);
-  }
+  ASSIGN_OR_RETURN(InputFile file, InputFile::Open(path));
   Sha256Stream stream;
   std::vector<char> buffer(1 << 20);
-  size_t n;
-  while ((n = fread(buffer.data(), 1, buffer.size(), file.get())) > 0) {
-    stream.Update({buffer.data(), n});
+  while (true) {
+    ASSIGN_OR_RETURN(const int64_t n, file.Read(buffer.data(), buffer.size()));
+    if (n == 0) return stream.Finish();
+    stream.Update({buffer.data(), static_cast<size_t>(n)});
   }
-  if (ferror(file.get())) {
-    return absl::InternalError(absl::StrCat(path, ": read failed"));
-  }
-  return stream.Finish();
 }
 
 }  // namespace gla

@@ -26,7 +26,7 @@ class Sha256Stream {
 
 std::string Sha256(std::string_view bytes);
 
-// NOT_FOUND or INTERNAL when the file cannot be read; names it.
+// Of a regular file; errors are those of InputFile (durable_file.h).
 absl::StatusOr<std::string> Sha256OfFile(const std::string& path);
 
 }  // namespace gla

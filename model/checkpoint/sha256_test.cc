@@ -1,5 +1,7 @@
 #include "model/checkpoint/sha256.h"
 
+#include <sys/stat.h>
+
 #include <fstream>
 #include <string>
 
@@ -34,6 +36,15 @@ TEST(Sha256OfFile, NamesWhatItCannotRead) {
   const absl::Status status = Sha256OfFile(path).status();
   EXPECT_EQ(status.code(), absl::StatusCode::kNotFound);
   EXPECT_NE(status.message().find(path), std::string::npos);
+}
+
+TEST(Sha256OfFile, RefusesWhatIsNoRegularFile) {
+  const std::string fifo = testing::TempDir() + "/fifo";
+  ASSERT_EQ(mkfifo(fifo.c_str(), 0600), 0);
+  for (const std::string& path : {fifo, testing::TempDir()}) {
+    EXPECT_EQ(Sha256OfFile(path).status().code(),
+              absl::StatusCode::kFailedPrecondition);
+  }
 }
 
 }  // namespace
