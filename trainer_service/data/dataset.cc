@@ -1,21 +1,17 @@
 #include "trainer_service/data/dataset.h"
 
-#include <fcntl.h>
 #include <sys/mman.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 #include <algorithm>
-#include <cerrno>
-#include <cstring>
-#include <fstream>
-#include <iterator>
+#include <set>
 #include <utility>
 
+#include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "glog/logging.h"
 #include "google/protobuf/util/json_util.h"
 #include "kernels/base/status_macros.h"
+#include "model/checkpoint/durable_file.h"
 #include "model/checkpoint/sha256.h"
 
 namespace gla {
@@ -34,32 +30,27 @@ int32_t TokenAt(const void* data, int bytes_per_token, int64_t i) {
              : static_cast<int32_t>(static_cast<const uint32_t*>(data)[i]);
 }
 
-// Maps `path`, which must be exactly `want_bytes` long (> 0).
-absl::StatusOr<const void*> MapFile(const std::string& path,
-                                    int64_t want_bytes) {
-  const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC);
-  if (fd < 0) {
-    return absl::DataLossError(
-        absl::StrCat(path, ": cannot open: ", strerror(errno)));
+// Maps `path`, which must hold exactly `tokens` (> 0) tokens.
+absl::StatusOr<const void*> MapShard(const std::string& path, int64_t tokens,
+                                     int bytes_per_token) {
+  const auto file = InputFile::Open(path);
+  if (!file.ok()) {
+    return absl::DataLossError(std::string(file.status().message()));
   }
-  struct stat info = {};
-  const bool sized = fstat(fd, &info) == 0;
-  if (!sized || info.st_size != want_bytes) {
-    close(fd);
-    return absl::DataLossError(absl::StrCat(path, ": manifest says ",
-                                            want_bytes, " bytes, file has ",
-                                            sized ? info.st_size : -1));
+  // Compared in tokens: `tokens` may be anything, and its bytes overflow.
+  if (file->size() % bytes_per_token != 0 ||
+      file->size() / bytes_per_token != tokens) {
+    return absl::DataLossError(absl::StrCat(
+        path, ": manifest says ", tokens, " tokens of ", bytes_per_token,
+        " bytes, file has ", file->size(), " bytes"));
   }
-  void* data = mmap(nullptr, want_bytes, PROT_READ, MAP_SHARED, fd, 0);
-  close(fd);
-  if (data == MAP_FAILED) {
-    return absl::InternalError(
-        absl::StrCat(path, ": cannot map: ", strerror(errno)));
-  }
+  void* data =
+      mmap(nullptr, file->size(), PROT_READ, MAP_SHARED, file->fd(), 0);
+  if (data == MAP_FAILED) return ErrnoStatus("map", path);
   return data;
 }
 
-// INVALID: an id outside the vocabulary; names the shard, place and id.
+// DATA_LOSS: an id outside the vocabulary; names the shard, place and id.
 absl::Status CheckIds(const std::string& path, const void* data,
                       int bytes_per_token, int64_t tokens, int32_t vocab_size) {
   for (int64_t i = 0; i < tokens; ++i) {
@@ -69,6 +60,35 @@ absl::Status CheckIds(const std::string& path, const void* data,
                                               ", outside the vocabulary of ",
                                               vocab_size));
     }
+  }
+  return absl::OkStatus();
+}
+
+// Whether a split's numbers agree with each other.
+absl::Status CheckSplit(const std::string& path, const gla::v1::Split& split) {
+  const std::string place = absl::StrCat(path, ": split ", split.name());
+  int64_t tokens = 0;
+  for (const gla::v1::Shard& shard : split.shards()) {
+    if (!IsFileName(shard.path())) {
+      return absl::DataLossError(
+          absl::StrCat(place, ": shard \"", absl::CEscape(shard.path()),
+                       "\": want a file name in the directory"));
+    }
+    if (shard.tokens() < 0 ||
+        __builtin_add_overflow(tokens, shard.tokens(), &tokens)) {
+      return absl::DataLossError(absl::StrCat(place, ": shard ", shard.path(),
+                                              ": got ", shard.tokens(),
+                                              " tokens"));
+    }
+  }
+  if (tokens != split.tokens()) {
+    return absl::DataLossError(absl::StrCat(
+        place, ": tokens: got ", split.tokens(), ", its shards have ", tokens));
+  }
+  if (split.text_bytes() < 0 || (tokens > 0 && split.text_bytes() == 0)) {
+    return absl::DataLossError(absl::StrCat(place, ": textBytes: got ",
+                                            split.text_bytes(), " for ", tokens,
+                                            " tokens"));
   }
   return absl::OkStatus();
 }
@@ -87,6 +107,14 @@ absl::Status CheckManifest(const std::string& path,
   if (manifest.vocab_size() < 1) {
     return absl::DataLossError(absl::StrCat(
         path, ": vocabSize: want >= 1, got ", manifest.vocab_size()));
+  }
+  std::set<std::string> names;
+  for (const gla::v1::Split& split : manifest.splits()) {
+    if (!names.insert(split.name()).second) {
+      return absl::DataLossError(
+          absl::StrCat(path, ": split ", split.name(), ": listed twice"));
+    }
+    RETURN_IF_ERROR(CheckSplit(path, split));
   }
   return absl::OkStatus();
 }
@@ -118,21 +146,38 @@ void TokenStream::Read(int64_t begin, absl::Span<int32_t> out) const {
   }
 }
 
+absl::Status TokenStream::Map(const std::string& directory,
+                              const gla::v1::DatasetManifest& manifest,
+                              const gla::v1::Split& split) {
+  bytes_per_token_ = manifest.bytes_per_token();
+  text_bytes_ = split.text_bytes();
+  for (const gla::v1::Shard& shard : split.shards()) {
+    if (shard.tokens() == 0) continue;
+    const std::string path = absl::StrCat(directory, "/", shard.path());
+    ASSIGN_OR_RETURN(const void* data,
+                     MapShard(path, shard.tokens(), bytes_per_token_));
+    shards_.push_back({path, data, shard.tokens()});
+    size_ += shard.tokens();
+    RETURN_IF_ERROR(CheckIds(path, data, bytes_per_token_, shard.tokens(),
+                             manifest.vocab_size()));
+  }
+  return absl::OkStatus();
+}
+
 absl::StatusOr<std::unique_ptr<Dataset>> Dataset::Open(
     const std::string& directory) {
   const std::string path = absl::StrCat(directory, "/manifest.json");
-  std::ifstream file(path, std::ios::binary);
-  if (!file) {
-    return absl::NotFoundError(absl::StrCat(
-        directory, ": not a dataset directory: no readable manifest.json"));
+  const auto json = ReadFile(path);
+  if (absl::IsNotFound(json.status())) {
+    return absl::NotFoundError(
+        absl::StrCat(directory, ": not a dataset directory: no manifest.json"));
   }
-  const std::string json((std::istreambuf_iterator<char>(file)),
-                         std::istreambuf_iterator<char>());
+  if (!json.ok()) return json.status();
   auto dataset = std::unique_ptr<Dataset>(new Dataset);
   dataset->directory_ = directory;
-  dataset->manifest_sha256_ = Sha256(json);
+  dataset->manifest_sha256_ = Sha256(*json);
   const auto parsed =
-      google::protobuf::util::JsonStringToMessage(json, &dataset->manifest_);
+      google::protobuf::util::JsonStringToMessage(*json, &dataset->manifest_);
   if (!parsed.ok()) {
     return absl::DataLossError(
         absl::StrCat(path, ": ", std::string(parsed.message())));
@@ -147,19 +192,7 @@ absl::StatusOr<std::unique_ptr<Dataset>> Dataset::Open(
                               ? dataset->validation_.get()
                               : nullptr;
     if (stream == nullptr) continue;  // a split that no reader asks for
-    stream->bytes_per_token_ = manifest.bytes_per_token();
-    stream->text_bytes_ = split.text_bytes();
-    for (const gla::v1::Shard& shard : split.shards()) {
-      if (shard.tokens() == 0) continue;
-      const std::string shard_path = absl::StrCat(directory, "/", shard.path());
-      ASSIGN_OR_RETURN(
-          const void* data,
-          MapFile(shard_path, shard.tokens() * manifest.bytes_per_token()));
-      stream->shards_.push_back({shard_path, data, shard.tokens()});
-      stream->size_ += shard.tokens();
-      RETURN_IF_ERROR(CheckIds(shard_path, data, manifest.bytes_per_token(),
-                               shard.tokens(), manifest.vocab_size()));
-    }
+    RETURN_IF_ERROR(stream->Map(directory, manifest, split));
   }
   return dataset;
 }

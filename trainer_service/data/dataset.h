@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
 #include "gla/v1/dataset.pb.h"
@@ -32,6 +33,11 @@ class TokenStream {
   friend class Dataset;
   struct MappedShard;
   TokenStream();
+  // Appends the shards of a split of a checked manifest.
+  absl::Status Map(const std::string& directory,
+                   const gla::v1::DatasetManifest& manifest,
+                   const gla::v1::Split& split);
+
   std::vector<MappedShard> shards_;
   int bytes_per_token_ = 2;
   int64_t size_ = 0;
@@ -40,9 +46,11 @@ class TokenStream {
 
 class Dataset {
  public:
-  // NOT_FOUND: no such directory or no manifest.json in it. DATA_LOSS: a shard
-  // is missing, has another size than the manifest says, or holds an id outside
-  // the vocabulary; names the file. (Digests are checked by VerifyDigests.)
+  // NOT_FOUND: no such directory or no manifest.json in it. INVALID_ARGUMENT:
+  // another format version. DATA_LOSS: the manifest contradicts itself or names
+  // a shard outside the directory; a shard is missing, has another size than
+  // the manifest says, or holds an id outside the vocabulary. Names file and
+  // values. (Digests are checked by VerifyDigests.)
   static absl::StatusOr<std::unique_ptr<Dataset>> Open(
       const std::string& directory);
 
@@ -52,9 +60,8 @@ class Dataset {
   const std::string& directory() const { return directory_; }
   int32_t vocab_size() const { return manifest_.vocab_size(); }
   const TokenStream& train() const { return *train_; }
-  const TokenStream& validation() const {
-    return *validation_;
-  }  // may be empty
+  // May be empty.
+  const TokenStream& validation() const { return *validation_; }
 
   // DATA_LOSS naming the shard whose SHA-256 is not the manifest's.
   absl::Status VerifyDigests() const;

@@ -1,22 +1,22 @@
-// Text to dataset to batches, with the raw-bytes tokenizer, so that every
-// expected token can be read off the text.
+// Text to dataset, with the raw-bytes tokenizer, so that every expected token
+// can be read off the text.
 #include "trainer_service/data/dataset.h"
 
-#include <cstdlib>
+#include <sys/stat.h>
+
+#include <cstdint>
 #include <filesystem>
 #include <fstream>
-#include <map>
-#include <numeric>
-#include <set>
+#include <iterator>
+#include <memory>
 #include <string>
 #include <vector>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "google/protobuf/util/json_util.h"
 #include "gtest/gtest.h"
-#include "kernels/loss/linear_cross_entropy.h"
 #include "model/tokenizer/tokenizer.h"
-#include "trainer_service/data/data_loader.h"
 #include "trainer_service/data/tokenize_text.h"
 
 namespace gla {
@@ -96,7 +96,6 @@ TEST_F(DatasetTest, HoldoutOfZeroLeavesValidationEmpty) {
   const auto dataset = Make("abc", 0);
   EXPECT_EQ(Bytes(dataset->train()), "abc");
   EXPECT_EQ(dataset->validation().size(), 0);
-  EXPECT_EQ(NumEvaluationRows(dataset->validation(), 8), 0);
 }
 
 TEST_F(DatasetTest, RefusesBadInputByName) {
@@ -149,100 +148,105 @@ TEST_F(DatasetTest, DamageIsFoundAndNamed) {
   EXPECT_TRUE(absl::StrContains(truncated.message(), "file has 7"));
 }
 
-struct Batch {
-  Batch(int64_t rows, int64_t length)
-      : token_ids(rows * length),
-        label_ids(rows * length),
-        tokens(token_ids.data(), {rows, length}),
-        labels(label_ids.data(), {rows, length}) {}
-  std::vector<int32_t> token_ids, label_ids;
-  TensorView<int32_t, 2> tokens, labels;
+// A manifest.json that was changed by hand (or by an enemy).
+class DatasetManifestTest : public DatasetTest {
+ protected:
+  DatasetManifestTest() {
+    Make(Lines(50), 0.1);
+    std::ifstream file(output() + "/manifest.json");
+    const std::string json((std::istreambuf_iterator<char>(file)), {});
+    EXPECT_TRUE(
+        google::protobuf::util::JsonStringToMessage(json, &manifest_).ok());
+  }
+
+  gla::v1::Split* train() { return manifest_.mutable_splits(0); }
+
+  // The shard and its split claim the same number, so that only the file can
+  // tell.
+  void ClaimTokens(int64_t tokens) {
+    train()->set_tokens(tokens);
+    train()->mutable_shards(0)->set_tokens(tokens);
+  }
+
+  // Opens with `manifest_`: DATA_LOSS with these words.
+  void ExpectRefused(const std::vector<std::string>& words) {
+    std::string json;
+    ASSERT_TRUE(
+        google::protobuf::util::MessageToJsonString(manifest_, &json).ok());
+    std::ofstream(output() + "/manifest.json") << json;
+    const absl::Status status = Dataset::Open(output()).status();
+    EXPECT_EQ(status.code(), StatusCode::kDataLoss) << status;
+    for (const std::string& word : words) {
+      EXPECT_TRUE(absl::StrContains(status.message(), word))
+          << word << " in " << status;
+    }
+  }
+
+  gla::v1::DatasetManifest manifest_;
 };
 
-TEST_F(DatasetTest, EpochVisitsEveryWindowOnce) {
-  // 1009 distinct positions, told apart by a counter in the text.
-  std::string text;
-  for (int i = 0; i < 1009; ++i) text += static_cast<char>('a' + i % 26);
-  const auto dataset = Make(text, 0);
-  const DataOrder order = {
-      .seed = 5, .sequence_length = 10, .batch_sequences = 3};
-  const int64_t windows = 1008 / 10 - 1;
-  for (int64_t epoch = 0; epoch < 3; ++epoch) {
-    std::map<std::string, int> seen;
-    std::string joined;
-    for (int64_t s = epoch * windows; s < (epoch + 1) * windows; ++s) {
-      Batch batch(1, 10);
-      LoadTrainingRows(dataset->train(), order, s / 3, s % 3, batch.tokens,
-                       batch.labels);
-      for (int t = 0; t + 1 < 10; ++t) {
-        EXPECT_EQ(batch.labels[0][t], batch.tokens[0][t + 1]);
-      }
-      joined.append(batch.token_ids.begin(), batch.token_ids.end());
-    }
-    // All windows have one phase modulo 26 steps of 10 letters: counting each
-    // letter shows that none is visited twice in place of another.
-    std::map<char, int> letters;
-    for (char c : joined) ++letters[c];
-    for (const auto& [letter, count] : letters) {
-      EXPECT_NEAR(count, windows * 10 / 26.0, 1.01) << letter;
-    }
+TEST_F(DatasetManifestTest, TokensWhoseBytesOverflow) {
+  const int64_t right = train()->tokens();
+  manifest_.set_bytes_per_token(4);
+  std::filesystem::resize_file(output() + "/train-00000.tokens", 4 * right);
+  for (const int64_t tokens :
+       {(int64_t{1} << 62) + right, INT64_MAX, right + 1, right - 1}) {
+    ClaimTokens(tokens);
+    ExpectRefused(
+        {"train-00000.tokens", absl::StrCat(tokens), absl::StrCat(4 * right)});
   }
 }
 
-TEST_F(DatasetTest, RowsDoNotDependOnHowAStepIsCut) {
-  const auto dataset = Make(Lines(200), 0);
-  const DataOrder order = {
-      .seed = 9, .sequence_length = 16, .batch_sequences = 6};
-  Batch whole(6, 16);
-  LoadTrainingRows(dataset->train(), order, 41, 0, whole.tokens, whole.labels);
-  for (int first = 0; first < 6; first += 2) {
-    Batch part(2, 16);
-    LoadTrainingRows(dataset->train(), order, 41, first, part.tokens,
-                     part.labels);
-    EXPECT_TRUE(std::equal(part.token_ids.begin(), part.token_ids.end(),
-                           whole.token_ids.begin() + first * 16));
+TEST_F(DatasetManifestTest, NegativeTokens) {
+  ClaimTokens(-3);
+  ExpectRefused({"manifest.json", "train-00000.tokens", "-3"});
+}
+
+TEST_F(DatasetManifestTest, SumsThatOverflow) {
+  *train()->add_shards() = train()->shards(0);
+  train()->mutable_shards(0)->set_tokens(INT64_MAX);
+  ExpectRefused({"manifest.json", "train"});
+}
+
+TEST_F(DatasetManifestTest, FilesOfHalfATokenMore) {
+  const std::string path = output() + "/train-00000.tokens";
+  std::filesystem::resize_file(path, std::filesystem::file_size(path) + 1);
+  ExpectRefused({"train-00000.tokens", absl::StrCat(train()->tokens())});
+}
+
+TEST_F(DatasetManifestTest, ShardsOutsideTheDirectory) {
+  for (const std::string path :
+       {"../text.txt", "/etc/passwd", "a/b", "..", ".", ""}) {
+    train()->mutable_shards(0)->set_path(path);
+    ExpectRefused({"manifest.json", absl::StrCat("\"", path, "\"")});
   }
 }
 
-TEST_F(DatasetTest, SeedAndStepChangeTheOrder) {
-  const auto dataset = Make(Lines(200), 0);
-  auto load = [&](uint64_t seed, int64_t step) {
-    Batch batch(2, 16);
-    LoadTrainingRows(
-        dataset->train(),
-        {.seed = seed, .sequence_length = 16, .batch_sequences = 2}, step, 0,
-        batch.tokens, batch.labels);
-    return batch.token_ids;
-  };
-  EXPECT_EQ(load(1, 7), load(1, 7));
-  EXPECT_NE(load(1, 7), load(1, 8));
-  EXPECT_NE(load(1, 7), load(2, 7));
+TEST_F(DatasetManifestTest, SplitsListedTwice) {
+  *manifest_.add_splits() = *train();
+  ExpectRefused({"manifest.json", "split train", "twice"});
 }
 
-TEST_F(DatasetTest, ShortestStreamGivesItsOneWindow) {
-  const auto dataset = Make("abcdefgh!", 0);
-  Batch batch(1, 8);
-  LoadTrainingRows(dataset->train(),
-                   {.seed = 1, .sequence_length = 8, .batch_sequences = 1}, 3,
-                   0, batch.tokens, batch.labels);
-  EXPECT_EQ(std::string(batch.token_ids.begin(), batch.token_ids.end()),
-            "abcdefgh");
-  EXPECT_EQ(batch.labels[0][7], '!');
-}
-
-TEST_F(DatasetTest, EvaluationPredictsEveryTokenButTheFirstOnce) {
-  const std::string text = Lines(7);
-  const auto dataset = Make(text, 0);
-  const TokenStream& stream = dataset->train();
-  const int64_t rows = NumEvaluationRows(stream, 32);
-  EXPECT_EQ(rows, (static_cast<int64_t>(text.size()) - 1 + 31) / 32);
-  Batch batch(rows, 32);
-  LoadEvaluationRows(stream, 0, batch.tokens, batch.labels);
-  std::string predicted;
-  for (int32_t label : batch.label_ids) {
-    if (label != kIgnoreLabel) predicted += static_cast<char>(label);
+TEST_F(DatasetManifestTest, TokensOfNoText) {
+  for (const int64_t bytes : {0, -1}) {
+    train()->set_text_bytes(bytes);
+    ExpectRefused({"manifest.json", "textBytes",
+                   absl::StrCat("got ", bytes, " for ", train()->tokens())});
   }
-  EXPECT_EQ(predicted, text.substr(1));
+}
+
+TEST_F(DatasetManifestTest, SplitsThatAreNotTheSumOfTheirShards) {
+  const int64_t right = train()->tokens();
+  train()->set_tokens(right + 1);
+  ExpectRefused(
+      {"manifest.json", absl::StrCat(right), absl::StrCat(right + 1)});
+}
+
+TEST_F(DatasetManifestTest, ShardsThatAreNoFiles) {
+  const std::string path = output() + "/train-00000.tokens";
+  std::filesystem::remove(path);
+  ASSERT_EQ(mkfifo(path.c_str(), 0600), 0);
+  ExpectRefused({path});
 }
 
 TEST(HoldoutBegin, CutsAfterALine) {

@@ -8,6 +8,7 @@
 #include <fstream>
 #include <iterator>
 #include <string_view>
+#include <system_error>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -25,7 +26,8 @@ constexpr size_t kPieceBytes = size_t{1} << 20;
 
 absl::StatusOr<std::string> ReadTextFile(const std::string& path) {
   std::ifstream file(path, std::ios::binary);
-  if (!file || std::filesystem::is_directory(path)) {
+  std::error_code error;
+  if (!file || std::filesystem::is_directory(path, error)) {
     return absl::NotFoundError(absl::StrCat(path, ": cannot read this file"));
   }
   return std::string((std::istreambuf_iterator<char>(file)),
@@ -147,11 +149,11 @@ absl::Status PrepareOutput(const TokenizeOptions& options) {
     return absl::InvalidArgumentError(
         absl::StrCat("holdout: want a share in [0, 1), got ", options.holdout));
   }
-  if (std::filesystem::exists(options.output + "/manifest.json")) {
+  std::error_code error;
+  if (std::filesystem::exists(options.output + "/manifest.json", error)) {
     return absl::AlreadyExistsError(
         absl::StrCat(options.output, ": holds a dataset already"));
   }
-  std::error_code error;
   std::filesystem::create_directories(options.output, error);
   if (error) {
     return absl::FailedPreconditionError(
