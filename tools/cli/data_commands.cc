@@ -5,6 +5,7 @@
 #include <iostream>
 #include <memory>
 #include <string>
+#include <system_error>
 
 #include "absl/strings/str_cat.h"
 #include "kernels/base/status_macros.h"
@@ -23,7 +24,8 @@ absl::Status WriteTrainingText(const std::vector<std::string>& inputs,
   std::ofstream out(path, std::ios::binary | std::ios::trunc);
   for (const std::string& input : inputs) {
     std::ifstream in(input, std::ios::binary);
-    if (!in || std::filesystem::is_directory(input)) {
+    std::error_code error;
+    if (!in || std::filesystem::is_directory(input, error)) {
       return absl::NotFoundError(
           absl::StrCat(input, ": cannot read this file"));
     }

@@ -8,6 +8,7 @@
 #include <iterator>
 #include <memory>
 #include <string>
+#include <system_error>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
@@ -76,8 +77,14 @@ absl::Status List(const Arguments& arguments, ExitCode*) {
 absl::Status Load(const Arguments& arguments, ExitCode*) {
   pb::LoadModelRequest request;
   request.set_name(ModelName(arguments.positional[0]));
+  std::error_code error;  // of an empty path
   request.set_checkpoint(
-      std::filesystem::absolute(arguments.positional[1]).string());
+      std::filesystem::absolute(arguments.positional[1], error).string());
+  if (error) {
+    return absl::InvalidArgumentError(absl::StrCat("CHECKPOINT_DIRECTORY \"",
+                                                   arguments.positional[1],
+                                                   "\": ", error.message()));
+  }
   const auto stub = pb::ModelService::NewStub(Connect(arguments));
   grpc::ClientContext context;
   context.set_deadline(absl::ToChronoTime(absl::Now() + kLoadDeadline));

@@ -3,6 +3,7 @@
 #include <filesystem>
 #include <fstream>
 #include <iterator>
+#include <system_error>
 
 #include "absl/strings/str_cat.h"
 #include "google/protobuf/io/tokenizer.h"
@@ -26,7 +27,8 @@ class FirstError : public google::protobuf::io::ErrorCollector {
 
 absl::StatusOr<trainer::v1::JobSpec> ReadJobFile(const std::string& path) {
   std::ifstream file(path, std::ios::binary);
-  if (!file || std::filesystem::is_directory(path)) {
+  std::error_code system;
+  if (!file || std::filesystem::is_directory(path, system)) {
     return absl::NotFoundError(absl::StrCat(path, ": cannot read this file"));
   }
   const std::string text((std::istreambuf_iterator<char>(file)),
@@ -39,10 +41,14 @@ absl::StatusOr<trainer::v1::JobSpec> ReadJobFile(const std::string& path) {
     return absl::InvalidArgumentError(absl::StrCat(path, ":", error.text));
   }
   if (!spec.data().dataset().empty()) {
-    spec.mutable_data()->set_dataset(
-        std::filesystem::absolute(spec.data().dataset())
-            .lexically_normal()
-            .string());
+    const auto dataset =
+        std::filesystem::absolute(spec.data().dataset(), system);
+    if (system) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(path, ": data.dataset: ", spec.data().dataset(),
+                       ": cannot make it absolute: ", system.message()));
+    }
+    spec.mutable_data()->set_dataset(dataset.lexically_normal().string());
   }
   return spec;
 }
