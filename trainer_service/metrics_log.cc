@@ -1,6 +1,8 @@
 #include "trainer_service/metrics_log.h"
 
 #include <algorithm>
+#include <cerrno>
+#include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <string>
@@ -37,10 +39,10 @@ absl::StatusOr<MetricsLog> MetricsLog::Open(const std::string& path,
   if (file == nullptr) {
     return absl::PermissionDeniedError(absl::StrCat("cannot write ", path));
   }
-  return MetricsLog(file, attempt);
+  return MetricsLog(file, path, attempt);
 }
 
-void MetricsLog::WriteStep(const v1::Progress& progress) {
+absl::Status MetricsLog::WriteStep(const v1::Progress& progress) {
   fprintf(file_.get(),
           "{\"step\":%lld,\"attempt\":%d,\"loss\":%.17g,"
           "\"learning_rate\":%.17g,\"grad_norm\":%.17g,"
@@ -48,16 +50,24 @@ void MetricsLog::WriteStep(const v1::Progress& progress) {
           static_cast<long long>(progress.step()), attempt_, progress.loss(),
           progress.learning_rate(), progress.grad_norm(),
           progress.tokens_per_second());
-  fflush(file_.get());
+  return Flush();
 }
 
-void MetricsLog::WriteEvaluation(const v1::Progress& progress) {
+absl::Status MetricsLog::WriteEvaluation(const v1::Progress& progress) {
   fprintf(file_.get(),
           "{\"step\":%lld,\"attempt\":%d,\"evaluation_loss\":%.17g,"
           "\"evaluation_bits_per_byte\":%.17g}\n",
           static_cast<long long>(progress.step()), attempt_,
           progress.evaluation_loss(), progress.evaluation_bits_per_byte());
-  fflush(file_.get());
+  return Flush();
+}
+
+absl::Status MetricsLog::Flush() {
+  if (fflush(file_.get()) == 0 && ferror(file_.get()) == 0) {
+    return absl::OkStatus();
+  }
+  return absl::ResourceExhaustedError(
+      absl::StrCat("cannot write ", path_, ": ", strerror(errno)));
 }
 
 void StepClock::Add(double seconds) { seconds_[count_++ % kSteps] = seconds; }

@@ -15,6 +15,7 @@
 #include <memory>
 #include <string>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "gla/trainer/v1/trainer.pb.h"
 
@@ -28,16 +29,20 @@ class MetricsLog {
   static absl::StatusOr<MetricsLog> Open(const std::string& path,
                                          int64_t last_step, int32_t attempt);
 
-  void WriteStep(const v1::Progress& progress);
-  void WriteEvaluation(const v1::Progress& progress);
+  // RESOURCE_EXHAUSTED: the row could not be written whole (names the file).
+  absl::Status WriteStep(const v1::Progress& progress);
+  absl::Status WriteEvaluation(const v1::Progress& progress);
 
  private:
   struct Closer {
     void operator()(FILE* file) const { fclose(file); }
   };
-  MetricsLog(FILE* file, int32_t attempt) : file_(file), attempt_(attempt) {}
+  MetricsLog(FILE* file, const std::string& path, int32_t attempt)
+      : file_(file), path_(path), attempt_(attempt) {}
+  absl::Status Flush();
 
   std::unique_ptr<FILE, Closer> file_;
+  std::string path_;
   int32_t attempt_;
 };
 

@@ -1,11 +1,16 @@
 #include "trainer_service/metrics_log.h"
 
+#include <signal.h>
+#include <sys/resource.h>
+
 #include <filesystem>
 #include <fstream>
 #include <iterator>
 #include <string>
 #include <vector>
 
+#include "absl/status/status.h"
+#include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
 namespace gla::trainer {
@@ -40,8 +45,8 @@ TEST(MetricsLog, WritesRowsThatReadBackToTheSameBits) {
   {
     auto log = MetricsLog::Open(path, 0, 2);
     ASSERT_TRUE(log.ok()) << log.status();
-    log->WriteStep(AtStep(1));
-    log->WriteEvaluation(AtStep(1));
+    EXPECT_TRUE(log->WriteStep(AtStep(1)).ok());
+    EXPECT_TRUE(log->WriteEvaluation(AtStep(1)).ok());
   }
   const auto rows = Rows(path);
   ASSERT_EQ(rows.size(), 2u);
@@ -57,12 +62,14 @@ TEST(MetricsLog, DropsRowsThatAResumedRunWritesAgain) {
   const std::string path = TestFile();
   {
     auto log = MetricsLog::Open(path, 0, 1);
-    for (int step = 1; step <= 5; ++step) log->WriteStep(AtStep(step));
+    for (int step = 1; step <= 5; ++step) {
+      EXPECT_TRUE(log->WriteStep(AtStep(step)).ok());
+    }
   }
   std::ofstream(path, std::ios::app) << "{\"step\":3,\"att";  // torn
   {
     auto log = MetricsLog::Open(path, 3, 2);
-    log->WriteStep(AtStep(4));
+    EXPECT_TRUE(log->WriteStep(AtStep(4)).ok());
   }
   const auto rows = Rows(path);
   ASSERT_EQ(rows.size(), 4u);
@@ -74,6 +81,27 @@ TEST(MetricsLog, DropsATornLastRow) {
   const std::string path = TestFile();
   std::ofstream(path) << "{\"step\":1,\"a\":1}\n{\"step\":2,\"a";
   ASSERT_TRUE(MetricsLog::Open(path, 9, 1).ok());
+  EXPECT_EQ(Rows(path).size(), 1u);
+}
+
+// A limit on the file's size stands for a disk that is full.
+TEST(MetricsLog, SaysThatARowCannotBeWritten) {
+  const std::string path = TestFile();
+  auto log = MetricsLog::Open(path, 0, 1);
+  ASSERT_TRUE(log.ok()) << log.status();
+  ASSERT_TRUE(log->WriteStep(AtStep(1)).ok());
+  signal(SIGXFSZ, SIG_IGN);
+  rlimit limit;
+  ASSERT_EQ(getrlimit(RLIMIT_FSIZE, &limit), 0);
+  rlimit full = limit;
+  full.rlim_cur = std::filesystem::file_size(path) + 10;
+  ASSERT_EQ(setrlimit(RLIMIT_FSIZE, &full), 0);
+  const absl::Status status = log->WriteStep(AtStep(2));
+  ASSERT_EQ(setrlimit(RLIMIT_FSIZE, &limit), 0);
+  EXPECT_TRUE(absl::IsResourceExhausted(status)) << status;
+  EXPECT_THAT(std::string(status.message()), testing::HasSubstr(path));
+  // The torn row does not count.
+  log = MetricsLog::Open(path, 9, 2);
   EXPECT_EQ(Rows(path).size(), 1u);
 }
 

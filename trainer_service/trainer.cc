@@ -39,6 +39,14 @@ absl::StatusOr<std::unique_ptr<Dataset>> OpenVerified(
   return dataset;
 }
 
+// Of a write.
+absl::Status WithDiskReason(const absl::Status& status) {
+  if (status.ok()) return status;
+  return WithReason(absl::IsResourceExhausted(status) ? Failure::DISK_FULL
+                                                      : Failure::INTERNAL,
+                    status);
+}
+
 std::string CheckpointRoot(const TrainerOptions& options) {
   return options.directory + "/checkpoints";
 }
@@ -148,7 +156,7 @@ absl::Status Trainer::Step() {
   UpdateWeights(grad_norm, learning_rate);
   RecordStep(loss, learning_rate, grad_norm,
              absl::ToDoubleSeconds(absl::Now() - start));
-  return absl::OkStatus();
+  return WithDiskReason(metrics_->WriteStep(progress_));
 }
 
 // Gradients of the mean loss over the batch, a micro-batch at a time; returns
@@ -218,7 +226,6 @@ void Trainer::RecordStep(double loss, double learning_rate, double grad_norm,
       clock_.mean_seconds() * static_cast<double>(spec_.total_steps() - step());
   progress_.mutable_remaining()->set_seconds(
       static_cast<int64_t>(std::ceil(remaining)));
-  metrics_->WriteStep(progress_);
 }
 
 absl::StatusOr<bool> Trainer::Evaluate() {
@@ -232,7 +239,7 @@ absl::StatusOr<bool> Trainer::Evaluate() {
             "step ", step(), ": validation loss is ", result->loss)));
   }
   RecordEvaluation(result->loss);
-  metrics_->WriteEvaluation(progress_);
+  RETURN_IF_ERROR(WithDiskReason(metrics_->WriteEvaluation(progress_)));
   LOG(INFO) << absl::StreamFormat(
       "step %d: validation loss %.4f, %.4f bits per byte", step(), result->loss,
       result->bits_per_byte);
@@ -261,32 +268,36 @@ absl::Status Trainer::SaveCheckpoint() {
   const std::string root = CheckpointRoot(options_);
   const absl::StatusOr<std::string> directory =
       CommitCheckpoint(root, contents);
-  if (!directory.ok()) {
-    return WithReason(absl::IsResourceExhausted(directory.status())
-                          ? Failure::DISK_FULL
-                          : Failure::INTERNAL,
-                      directory.status());
-  }
+  RETURN_IF_ERROR(WithDiskReason(directory.status()));
   saved_step_ = step();
-  ASSIGN_OR_RETURN(const gla::v1::Manifest manifest, ReadManifest(*directory));
-  CommittedCheckpoint committed = {.directory = *directory,
-                                   .step = step(),
-                                   .size_bytes = 0,
-                                   .evaluation_loss = contents.evaluation_loss};
-  for (const auto& file : manifest.files()) {
-    committed.size_bytes += file.size_bytes();
-  }
   LOG(INFO) << "step " << step() << ": checkpoint " << *directory;
-  observer_->OnCheckpoint(committed);
+  RETURN_IF_ERROR(ReportCheckpoint(*directory));
   const absl::Status collected = CollectCheckpoints(
       root, spec_.checkpoints().keep_latest(), options_.attempt);
   LOG_IF(WARNING, !collected.ok()) << collected;  // disk space, not safety
   return absl::OkStatus();
 }
 
+absl::Status Trainer::ReportCheckpoint(const std::string& directory) {
+  ASSIGN_OR_RETURN(const gla::v1::Manifest manifest, ReadManifest(directory));
+  CommittedCheckpoint committed;
+  committed.directory = directory;
+  committed.step = manifest.step();
+  for (const auto& file : manifest.files()) {
+    committed.size_bytes += file.size_bytes();
+  }
+  if (manifest.has_evaluation_loss()) {
+    committed.evaluation_loss = manifest.evaluation_loss();
+  }
+  observer_->OnCheckpoint(committed);
+  return absl::OkStatus();
+}
+
 absl::StatusOr<bool> Trainer::Run() {
   constexpr absl::Duration kLogInterval = absl::Seconds(10);
   absl::Time next_log = absl::Now();
+  // Whoever committed it may have died before anyone was told.
+  if (!parent_.empty()) RETURN_IF_ERROR(ReportCheckpoint(parent_));
   while (step() < spec_.total_steps()) {
     if (StopRequested()) return Stop();
     RETURN_IF_ERROR(Step());

@@ -58,18 +58,21 @@ class Trainer {
 
   // One optimizer step on the next batch. NONFINITE: the loss or the gradient
   // norm is NaN or infinite; weights and moments are those of the step before.
+  // DISK_FULL: metrics.jsonl cannot be written.
   absl::Status Step();
 
   // Evaluates the current weights on the validation split into progress().
   // False: a stop was asked for meanwhile, progress() is as before. NONFINITE:
-  // the loss is NaN or infinite. Does nothing when the split is empty.
+  // the loss is NaN or infinite. DISK_FULL: metrics.jsonl cannot be written.
+  // Does nothing when the split is empty.
   absl::StatusOr<bool> Evaluate();
 
   // Commits the current step. DISK_FULL, INTERNAL.
   absl::Status SaveCheckpoint();
 
   // Steps, evaluates and saves as the spec says until the last step is
-  // committed (true) or the observer asks to stop (false).
+  // committed (true) or the observer asks to stop (false). The observer hears
+  // first of the checkpoint resumed from, then of each new one.
   absl::StatusOr<bool> Run();
 
  private:
@@ -86,6 +89,7 @@ class Trainer {
   bool HasValidation() const { return dataset_->validation().size() >= 2; }
   bool EvaluatedNow() const { return evaluated_step_ == step(); }
   bool StopRequested() const;
+  absl::Status ReportCheckpoint(const std::string& directory);
   absl::StatusOr<bool> EvaluateAndSaveIfDue();
   absl::StatusOr<bool> Stop();
 

@@ -27,6 +27,7 @@ class TrainerObserver {
   virtual void OnQuarantined(const std::string& /*directory*/,
                              const std::string& /*why*/) {}
   virtual void OnProgress(const v1::Progress& /*progress*/) {}
+  // Committed now, or by an earlier attempt and resumed from.
   virtual void OnCheckpoint(const CommittedCheckpoint& /*checkpoint*/) {}
   // Asked before every step and every evaluation batch.
   virtual StopRequest stop_request() const { return StopRequest::kNone; }

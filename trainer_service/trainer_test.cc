@@ -232,11 +232,18 @@ TEST_F(TrainerTest, StopWithoutSavingLeavesNothing) {
 
 TEST_F(TrainerTest, AResumedRunThatIsDoneOnlyEvaluates) {
   ASSERT_TRUE(*Make(Options(5))->Run());
-  const double loss = *recorder_.checkpoints[0].evaluation_loss;
+  const CommittedCheckpoint committed = recorder_.checkpoints[0];
+  recorder_ = Recorder();
   auto again = Make(Options(5));
-  EXPECT_EQ(again->progress().evaluation_loss(), loss);
+  EXPECT_EQ(again->progress().evaluation_loss(), *committed.evaluation_loss);
   EXPECT_TRUE(*again->Run());
-  EXPECT_THAT(recorder_.checkpoints, SizeIs(1));
+  // Told once more: the first attempt may have died before it could.
+  ASSERT_THAT(recorder_.checkpoints, SizeIs(1));
+  EXPECT_EQ(recorder_.checkpoints[0].directory, committed.directory);
+  EXPECT_EQ(recorder_.checkpoints[0].step, 5);
+  EXPECT_EQ(recorder_.checkpoints[0].size_bytes, committed.size_bytes);
+  EXPECT_EQ(recorder_.checkpoints[0].evaluation_loss,
+            committed.evaluation_loss);
 }
 
 TEST_F(TrainerTest, FallsBackToAnOlderCheckpointWhenTheNewestIsDamaged) {
