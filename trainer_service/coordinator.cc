@@ -152,30 +152,36 @@ void Coordinator::Changed() {
 absl::Status Coordinator::Recover(const std::string& worker_service_address) {
   absl::MutexLock lock(&mutex_);
   worker_service_address_ = worker_service_address;
+  return RecoverJobs(
+      {Job::STARTING, Job::RUNNING, Job::RECOVERING, Job::CANCELLING},
+      "the service was restarted");
+}
+
+absl::Status Coordinator::RecoverJobs(
+    std::initializer_list<v1::Job::State> states, const std::string& why) {
   std::vector<JobRecord> unfinished;
-  for (Job::State state :
-       {Job::STARTING, Job::RUNNING, Job::RECOVERING, Job::CANCELLING}) {
+  for (Job::State state : states) {
     ASSIGN_OR_RETURN(const std::vector<JobRecord> records,
                      options_.store->InState(state));
     unfinished.insert(unfinished.end(), records.begin(), records.end());
   }
   for (const JobRecord& record : unfinished) {
-    RETURN_IF_ERROR(RecoverJob(record));
+    RETURN_IF_ERROR(RecoverJob(record, why));
   }
   return absl::OkStatus();
 }
 
 // The old worker noticed that its service was gone; it saves and ends by
 // itself. Until it has, the device is not free.
-absl::Status Coordinator::RecoverJob(const JobRecord& record) {
+absl::Status Coordinator::RecoverJob(const JobRecord& record,
+                                     const std::string& why) {
   const std::string id = record.id();
   std::unique_ptr<WorkerProcess> process =
       options_.launcher->Adopt(record.worker_pid, record.worker_start_time,
                                OnExit(id, record.job.attempt()));
   const Job::State state = record.job.state();
   if (state == Job::STARTING || state == Job::RUNNING) {
-    RETURN_IF_ERROR(
-        Move(id, Job::RECOVERING, "the service was restarted", kNoEdit));
+    RETURN_IF_ERROR(Move(id, Job::RECOVERING, why, kNoEdit));
   }
   if (process != nullptr) {
     attempt_.emplace();
@@ -191,6 +197,10 @@ absl::Status Coordinator::RecoverJob(const JobRecord& record) {
 }
 
 absl::Status Coordinator::StartNext() {
+  // Nothing runs: a write that failed left these behind.
+  RETURN_IF_ERROR(RecoverJobs({Job::STARTING, Job::RUNNING, Job::CANCELLING},
+                              "no process had the job"));
+  if (attempt_.has_value()) return absl::OkStatus();
   ASSIGN_OR_RETURN(std::vector<JobRecord> next,
                    options_.store->InState(Job::RECOVERING));
   if (!next.empty() && options_.now() < retry_at_) return absl::OkStatus();
@@ -203,12 +213,13 @@ absl::Status Coordinator::StartNext() {
 
 absl::Status Coordinator::StartAttempt(const std::string& id) {
   const std::string secret = RandomSecret();
-  RETURN_IF_ERROR(Move(id, Job::STARTING, "", [&](JobRecord* record) {
-    record->job.set_attempt(record->job.attempt() + 1);
-    record->secret = secret;
-    record->worker_pid = 0;
+  JobRecord record;
+  RETURN_IF_ERROR(Move(id, Job::STARTING, "", [&](JobRecord* edited) {
+    edited->job.set_attempt(edited->job.attempt() + 1);
+    edited->secret = secret;
+    edited->worker_pid = 0;
+    record = *edited;
   }));
-  ASSIGN_OR_RETURN(const JobRecord record, options_.store->Get(id));
   std::error_code error;
   std::filesystem::create_directories(JobDirectory(id), error);
   absl::StatusOr<std::unique_ptr<WorkerProcess>> process =
@@ -326,7 +337,14 @@ void Coordinator::Shutdown() {
   shutting_down_ = true;
   if (attempt_.has_value()) AskToStop();
   Changed();
-  while (attempt_.has_value()) changed_.Wait(&mutex_);
+  // The last second is for the end of a killed worker to be seen and stored.
+  const absl::Time deadline = absl::Now() + options_.stop_grace +
+                              options_.kill_grace + absl::Seconds(1);
+  while (attempt_.has_value() &&
+         !changed_.WaitWithDeadline(&mutex_, deadline)) {
+  }
+  LOG_IF(ERROR, attempt_.has_value())
+      << "jobs/" << attempt_->id << ": leaving it as it is in the database";
 }
 
 }  // namespace gla::trainer

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <initializer_list>
 #include <memory>
 #include <optional>
 #include <string>
@@ -60,7 +61,8 @@ class Coordinator {
   absl::Time Tick();
   void StartThread();
   // Asks the worker to save and stop, waits until it is gone (the thread must
-  // run) and ends the streams. The job goes on at the next start.
+  // run) and ends the streams. The job goes on at the next start. Gives up a
+  // second after both graces, when the end cannot be stored: Recover will.
   void Shutdown();
 
   // Stores and queues a job (`job` has name and resolved spec). As
@@ -121,7 +123,11 @@ class Coordinator {
   absl::Status HandleFailure(const JobRecord& record,
                              const v1::Failure& failure, bool committed)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  absl::Status RecoverJob(const JobRecord& record)
+  // Recovers every job in one of these states.
+  absl::Status RecoverJobs(std::initializer_list<v1::Job::State> states,
+                           const std::string& why)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  absl::Status RecoverJob(const JobRecord& record, const std::string& why)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void AskToStop() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void SignalIfOverdue() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);

@@ -103,16 +103,22 @@ void Coordinator::RecordProgress(const v1::Progress& progress) {
 
 absl::Status Coordinator::RecordCheckpoint(
     const v1::WorkerMessage::CheckpointCommitted& checkpoint) {
+  ASSIGN_OR_RETURN(const JobRecord record, options_.store->Get(attempt_->id));
+  // A worker also tells what it resumed from, which is known but when the
+  // attempt that committed it could not tell.
+  if (checkpoint.directory() == record.job.latest_checkpoint()) {
+    return absl::OkStatus();
+  }
   v1::JobEvent event;
   event.set_checkpoint_committed(checkpoint.directory());
   RETURN_IF_ERROR(
       options_.store
           ->Append(attempt_->id, event, options_.now(),
-                   [&](JobRecord* record) {
+                   [&](JobRecord* edited) {
                      mutex_.AssertHeld();
-                     record->job.set_latest_checkpoint(checkpoint.directory());
-                     *record->job.mutable_progress() = attempt_->progress;
-                     record->restarts_without_progress = 0;
+                     edited->job.set_latest_checkpoint(checkpoint.directory());
+                     *edited->job.mutable_progress() = attempt_->progress;
+                     edited->restarts_without_progress = 0;
                    })
           .status());
   attempt_->committed = true;

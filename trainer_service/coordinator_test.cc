@@ -2,10 +2,14 @@
 
 #include <signal.h>
 
+#include <memory>
 #include <string>
 #include <thread>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "trainer_service/testing/coordinator_fixture.h"
@@ -81,6 +85,33 @@ TEST_F(CoordinatorTest, RestartsACrashedWorkerAfterABackoff) {
       ElementsAre(Job::QUEUED, Job::STARTING, Job::RUNNING, Job::RECOVERING,
                   Job::STARTING, Job::RUNNING, Job::SUCCEEDED));
   EXPECT_FALSE(coordinator_->Get("a")->has_failure());
+}
+
+TEST_F(CoordinatorTest, TellsACheckpointOnce) {
+  Submit("a");
+  coordinator_->Tick();
+  Attach(0);
+  CommitCheckpoint(0);
+  const int64_t last = coordinator_->Get("a")->last_event_sequence();
+  CommitCheckpoint(0);
+  EXPECT_EQ(coordinator_->Get("a")->last_event_sequence(), last);
+}
+
+// The last attempt commits the last step and dies before it says so; the next
+// one finds nothing to do.
+TEST_F(CoordinatorTest, LearnsOfACheckpointFromTheAttemptThatResumesIt) {
+  Submit("a");
+  coordinator_->Tick();
+  Attach(0);
+  End(0, {.exit_code = 0, .signal = SIGKILL});
+  EXPECT_EQ(coordinator_->Get("a")->latest_checkpoint(), "");
+  now_ += absl::Seconds(1);
+  coordinator_->Tick();
+  Attach(1);
+  CommitCheckpoint(1);
+  Finish(1);
+  EXPECT_EQ(State("a"), Job::SUCCEEDED);
+  EXPECT_EQ(coordinator_->Get("a")->latest_checkpoint(), "the/checkpoint");
 }
 
 TEST_F(CoordinatorTest, GivesUpWhenAttemptsBringNothing) {
@@ -289,6 +320,46 @@ TEST_F(CoordinatorTest, ShutdownStopsTheWorkerAndTheJobGoesOnLater) {
   Restart();
   coordinator_->Tick();
   EXPECT_EQ(launcher_.command(1).attempt, 2);
+}
+
+TEST_F(CoordinatorTest, ShutdownGivesUpOnAWorkerThatDoesNotEnd) {
+  coordinator_ = std::make_unique<Coordinator>(
+      CoordinatorOptions{.storage = storage_,
+                         .store = store_.get(),
+                         .launcher = &launcher_,
+                         .now = absl::Now,
+                         .stop_grace = absl::Milliseconds(1),
+                         .kill_grace = absl::Milliseconds(1)});
+  Submit("a");
+  coordinator_->Tick();
+  coordinator_->StartThread();
+  coordinator_->Shutdown();
+  EXPECT_THAT(launcher_.signals(0), ElementsAre(SIGTERM, SIGKILL));
+}
+
+// A write that failed, on a full disk say, leaves a state without a process.
+TEST_F(CoordinatorTest, TakesUpJobsThatNoProcessHas) {
+  for (Job::State state : {Job::STARTING, Job::RUNNING, Job::CANCELLING}) {
+    const std::string id = absl::StrCat("a", state);
+    Submit(id);
+    ASSERT_TRUE(
+        store_->Transition(id, Job::STARTING, "", now_, [](JobRecord*) {})
+            .ok());
+    if (state != Job::STARTING) {
+      ASSERT_TRUE(
+          store_->Transition(id, state, "", now_, [](JobRecord*) {}).ok());
+    }
+    coordinator_->Tick();
+    if (state == Job::CANCELLING) {
+      EXPECT_EQ(State(id), Job::CANCELLED);
+      continue;
+    }
+    const int process = launcher_.num_processes() - 1;
+    ASSERT_EQ(launcher_.command(process).job, "jobs/" + id);
+    Attach(process);
+    Finish(process);
+    EXPECT_EQ(State(id), Job::SUCCEEDED);
+  }
 }
 
 TEST_F(CoordinatorTest, NewsResumeByNumberAndCarryProgress) {
