@@ -43,8 +43,9 @@ class WorkerProcess {
   virtual void Signal(int signal) = 0;
 };
 
-// Calls back once when the process has ended and nothing of it is left, from a
-// thread of its own; never from within the call that took the callback.
+// Calls back once when the process has ended and what it left behind was
+// killed, from a thread of its own; never from within the call that took the
+// callback.
 using ExitCallback = std::function<void(ExitStatus)>;
 
 // Thread-safe.

@@ -9,6 +9,7 @@
 #include <cerrno>
 #include <fstream>
 #include <iterator>
+#include <optional>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -71,8 +72,15 @@ class LocalProcess : public WorkerProcess {
   }
 
   ExitStatus AwaitStranger() {
-    while (ProcessStartTime(pid_) == start_time_) absl::SleepFor(kPollInterval);
+    std::optional<int64_t> start_time = start_time_;
+    while (start_time == start_time_) {
+      absl::SleepFor(kPollInterval);
+      start_time = ProcessStartTime(pid_);
+    }
     absl::MutexLock lock(&mutex_);
+    // What it left in its group, whose number no new process gets while it has
+    // members: if one has it, nothing was left.
+    if (!start_time.has_value()) kill(static_cast<pid_t>(-pid_), SIGKILL);
     ended_ = true;
     return {};
   }

@@ -162,6 +162,32 @@ TEST_F(LocalLauncherTest, AdoptsALiveProcessAndSeesItsEnd) {
   EXPECT_EQ(launcher.Adopt(pid, *start_time, [](ExitStatus) {}), nullptr);
 }
 
+TEST_F(LocalLauncherTest, KillsWhatAnAdoptedProcessLeavesBehind) {
+  int fds[2];
+  ASSERT_EQ(pipe(fds), 0);
+  const pid_t pid = fork();
+  if (pid == 0) {
+    setpgid(0, 0);
+    const pid_t child = fork();
+    if (child != 0 && write(fds[1], &child, sizeof(child)) < 0) _exit(1);
+    pause();
+    _exit(0);
+  }
+  pid_t grandchild = 0;
+  ASSERT_EQ(read(fds[0], &grandchild, sizeof(grandchild)),
+            static_cast<ssize_t>(sizeof(grandchild)));
+  LocalLauncher launcher("");
+  const auto process = launcher.Adopt(pid, ProcessStartTime(pid).value_or(0),
+                                      [this](ExitStatus) { ended_.Notify(); });
+  ASSERT_NE(process, nullptr);
+  kill(pid, SIGKILL);  // alone, not its group
+  ended_.WaitForNotification();
+  while (ProcessStartTime(grandchild).has_value()) usleep(1000);
+  waitpid(pid, nullptr, 0);
+  close(fds[0]);
+  close(fds[1]);
+}
+
 TEST_F(LocalLauncherTest, DestructionLeavesNoProcess) {
   auto process = StartScript("trap '' TERM; while :; do sleep 1000; done");
   const int64_t pid = process->pid();
