@@ -20,33 +20,33 @@ struct GlaConfig {
   int32_t hidden_size = 2048;
   int32_t num_hidden_layers = 24;
   int32_t num_heads = 4;
-  std::optional<int32_t> num_kv_heads; // unset: num_heads
+  std::optional<int32_t> num_kv_heads;  // unset: num_heads
   double expand_k = 0.5;
   double expand_v = 1.0;
   int32_t hidden_ratio = 4;
-  std::optional<int32_t> intermediate_size; // unset: rule of hidden_ratio
+  std::optional<int32_t> intermediate_size;  // unset: rule of hidden_ratio
   double norm_eps = 1e-6;
   bool tie_word_embeddings = false;
   bool use_output_gate = true;
-  bool fuse_norm = true; // only names a tensor: g_norm_swish_gate or g_norm
+  bool fuse_norm = true;  // only names a tensor: g_norm_swish_gate or g_norm
   double initializer_range = 0.02;
-  int32_t bos_token_id = 1;    // -1 (null in config.json): none
-  int32_t eos_token_id = 2;    // -1: none
-  bool use_forget_gate = true; // ours; false: every gate is one
+  int32_t bos_token_id = 1;     // -1 (null in config.json): none
+  int32_t eos_token_id = 2;     // -1: none
+  bool use_forget_gate = true;  // ours; false: every gate is one
 
   // Constants of fla's layer that no config key reaches.
   static constexpr int32_t kGateLowRankDim = 16;
   static constexpr float kGateLogitNormalizer = 16;
 
   // Derived sizes, as fla computes them.
-  int64_t key_dim() const;       // int(hidden_size * expand_k), all heads
-  int64_t value_dim() const;     // int(hidden_size * expand_v), all heads
-  int64_t head_k_dim() const;    // K
-  int64_t head_v_dim() const;    // V
-  int64_t kv_heads() const;      // num_kv_heads or num_heads
-  int64_t kv_groups() const;     // query heads per KV head
-  int64_t mlp_dim() const;       // intermediate size
-  float attention_scale() const; // K^-0.5
+  int64_t key_dim() const;        // int(hidden_size * expand_k), all heads
+  int64_t value_dim() const;      // int(hidden_size * expand_v), all heads
+  int64_t head_k_dim() const;     // K
+  int64_t head_v_dim() const;     // V
+  int64_t kv_heads() const;       // num_kv_heads or num_heads
+  int64_t kv_groups() const;      // query heads per KV head
+  int64_t mlp_dim() const;        // intermediate size
+  float attention_scale() const;  // K^-0.5
 
   // INVALID_ARGUMENT naming the field and its value. A valid config has at most
   // 2^37 parameters, so that no derived size overflows.
@@ -61,7 +61,7 @@ struct GlaConfig {
   // and value.
   static absl::StatusOr<GlaConfig> FromJson(std::string_view json);
   // The same keys as a message; the same checks.
-  static absl::StatusOr<GlaConfig> FromProto(const gla::v1::ModelConfig &proto);
+  static absl::StatusOr<GlaConfig> FromProto(const gla::v1::ModelConfig& proto);
 
   // config.json that fla and transformers open. fla has no use_forget_gate: the
   // key is written only when false.
@@ -69,9 +69,9 @@ struct GlaConfig {
   // Every field set; those left to a rule get what it gives.
   gla::v1::ModelConfig ToProto() const;
 
-  friend bool operator==(const GlaConfig &, const GlaConfig &) = default;
+  friend bool operator==(const GlaConfig&, const GlaConfig&) = default;
 };
 
-} // namespace gla
+}  // namespace gla
 
-#endif // GLA_MODEL_CONFIG_H_
+#endif  // GLA_MODEL_CONFIG_H_

@@ -24,8 +24,8 @@ class DecodeStates {
   void SetZero(int slot);
 
   // Layer `layer` of all slots, and of one: float32.
-  TensorView<float, 4> layer(int layer);            // [slots, H, K, V]
-  TensorView<float, 4> slot(int layer, int slot);   // [1, H, K, V]
+  TensorView<float, 4> layer(int layer);           // [slots, H, K, V]
+  TensorView<float, 4> slot(int layer, int slot);  // [1, H, K, V]
 
  private:
   const int num_slots_;

@@ -18,13 +18,13 @@ namespace gla {
 struct ParameterSpec {
   enum class Init { kNormal, kOnes, kZeros };  // N(0, initializer_range)
 
-  std::string name;            // fla's, e.g. "model.layers.0.attn.q_proj.weight"
+  std::string name;  // fla's, e.g. "model.layers.0.attn.q_proj.weight"
   std::vector<int64_t> shape;  // linear weights are [out, in]
   int64_t offset = 0;          // elements from the start of the flat buffer; a
                                // multiple of 16 (64 bytes)
   int64_t size = 0;            // elements
   Init init = Init::kNormal;
-  bool decays = true;          // weight decay: matrices yes, norms and biases no
+  bool decays = true;  // weight decay: matrices yes, norms and biases no
 };
 
 // Names, shapes and places; a pure function of the config. Immutable.
@@ -34,7 +34,7 @@ class ParameterTable {
 
   const std::vector<ParameterSpec>& specs() const { return specs_; }
   const ParameterSpec* Find(std::string_view name) const;  // nullptr: none
-  int64_t flat_size() const { return flat_size_; }    // padding included
+  int64_t flat_size() const { return flat_size_; }         // padding included
   int64_t num_parameters() const { return num_parameters_; }  // without padding
 
  private:

@@ -9,9 +9,9 @@
 namespace gla {
 
 // The same code and message. The two enums have the same numbers.
-grpc::Status ToGrpcStatus(const absl::Status &status);
-absl::Status FromGrpcStatus(const grpc::Status &status);
+grpc::Status ToGrpcStatus(const absl::Status& status);
+absl::Status FromGrpcStatus(const grpc::Status& status);
 
-} // namespace gla
+}  // namespace gla
 
-#endif // GLA_PROTO_GRPC_STATUS_H_
+#endif  // GLA_PROTO_GRPC_STATUS_H_

@@ -32,5 +32,5 @@ TEST(GrpcStatus, NamesMeanTheSame) {
             grpc::StatusCode::DATA_LOSS);
 }
 
-} // namespace
-} // namespace gla
+}  // namespace
+}  // namespace gla
