@@ -3,12 +3,13 @@
 //   gla_trainer --storage=DIR [--listen=127.0.0.1:7070] [--port_file=FILE]
 //
 // SIGTERM and SIGINT: the worker saves and stops, the service exits with 0; its
-// job goes on at the next start. Errors at the start are one line and exit code
-// 1.
+// job goes on at the next start. A second signal ends the service at once.
+// Errors at the start are one line and exit code 1.
+#include <semaphore.h>
 #include <signal.h>
 #include <stdlib.h>
-#include <string.h>
 
+#include <cerrno>
 #include <filesystem>
 #include <fstream>
 #include <iostream>
@@ -47,15 +48,40 @@ std::string WorkerBinary() {
 absl::Status WritePortFile(const std::string& path, int port) {
   if (path.empty()) return absl::OkStatus();
   const std::string staged = path + ".tmp";
-  std::ofstream(staged) << port << "\n";
+  std::ofstream out(staged);
+  out << port << "\n";
+  out.close();
   std::error_code error;
-  std::filesystem::rename(staged, path, error);
-  if (!error) return absl::OkStatus();
+  if (out) std::filesystem::rename(staged, path, error);
+  if (out && !error) return absl::OkStatus();
   return absl::InvalidArgumentError(
-      absl::StrCat("--port_file: cannot write ", path, ": ", error.message()));
+      absl::StrCat("--port_file: cannot write ", path));
 }
 
-absl::Status Serve(const sigset_t& stop_signals) {
+sem_t signalled;
+
+// A handler, not sigwait(): libraries start threads before main(), where a
+// blocked signal would be delivered all the same. The inference service's main
+// has the same lines: what the two share (kernels, model, proto) is no place
+// for signals.
+void CatchSignals() {
+  PCHECK(sem_init(&signalled, /*pshared=*/0, /*value=*/0) == 0);
+  struct sigaction action = {};
+  action.sa_handler = [](int /*signal*/) { sem_post(&signalled); };
+  action.sa_flags = SA_RESTART;
+  sigaction(SIGTERM, &action, nullptr);
+  sigaction(SIGINT, &action, nullptr);
+}
+
+// Returns after the first signal; the next one ends the process.
+void AwaitSignal() {
+  while (sem_wait(&signalled) != 0) PCHECK(errno == EINTR);
+  signal(SIGTERM, SIG_DFL);
+  signal(SIGINT, SIG_DFL);
+}
+
+absl::Status Serve() {
+  CatchSignals();
   const std::string storage = absl::GetFlag(FLAGS_storage);
   if (storage.empty()) {
     return absl::InvalidArgumentError("--storage: want a folder, got nothing");
@@ -69,9 +95,8 @@ absl::Status Serve(const sigset_t& stop_signals) {
       WritePortFile(absl::GetFlag(FLAGS_port_file), server->port()));
   LOG(INFO) << "trainer service on port " << server->port() << ", storage "
             << storage;
-  int signal = 0;
-  sigwait(&stop_signals, &signal);
-  LOG(INFO) << "stopping: " << strsignal(signal);
+  AwaitSignal();
+  LOG(INFO) << "stopping";
   server->Stop();
   return absl::OkStatus();
 }
@@ -80,13 +105,6 @@ absl::Status Serve(const sigset_t& stop_signals) {
 }  // namespace gla::trainer
 
 int main(int argc, char** argv) {
-  // Before there are threads, so that all of them leave the signals to sigwait.
-  sigset_t stop_signals;
-  sigemptyset(&stop_signals);
-  sigaddset(&stop_signals, SIGINT);
-  sigaddset(&stop_signals, SIGTERM);
-  pthread_sigmask(SIG_BLOCK, &stop_signals, nullptr);
-
   // gRPC's own log would stand before our one line; its errors reach us as
   // statuses.
   setenv("GRPC_VERBOSITY", "NONE", /*overwrite=*/0);
@@ -94,7 +112,7 @@ int main(int argc, char** argv) {
   absl::ParseCommandLine(argc, argv);
   FLAGS_logtostderr = true;
   google::InitGoogleLogging(argv[0]);
-  const absl::Status status = gla::trainer::Serve(stop_signals);
+  const absl::Status status = gla::trainer::Serve();
   if (status.ok()) return 0;
   std::cerr << "gla_trainer: " << status.message() << std::endl;
   return 1;

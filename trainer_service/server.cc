@@ -36,11 +36,12 @@ class TrainerServer : public Server {
     int worker_port = 0;
     ASSIGN_OR_RETURN(worker_server_,
                      Serve("127.0.0.1:0", &worker_service_, &worker_port));
+    // Clients see no state that an earlier service left.
+    RETURN_IF_ERROR(
+        coordinator_.Recover(absl::StrCat("127.0.0.1:", worker_port)));
     ASSIGN_OR_RETURN(public_server_, Serve(listen, &train_service_, &port_));
     public_server_->GetHealthCheckService()->SetServingStatus(
         v1::TrainingJobService::service_full_name(), true);
-    RETURN_IF_ERROR(
-        coordinator_.Recover(absl::StrCat("127.0.0.1:", worker_port)));
     coordinator_.StartThread();
     started_ = true;
     return absl::OkStatus();
@@ -67,6 +68,9 @@ class TrainerServer : public Server {
     grpc::ServerBuilder builder;
     // Else a second service would share the port instead of being refused.
     builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
+    // Else a worker's keepalive would be taken for abuse. (worker.cc)
+    builder.AddChannelArgument(
+        GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 20'000);
     builder.AddListeningPort(address, grpc::InsecureServerCredentials(), port);
     builder.RegisterService(service);
     std::unique_ptr<grpc::Server> server = builder.BuildAndStart();

@@ -29,14 +29,24 @@ static_assert(std::atomic<StopRequest>::is_always_lock_free);
 
 void SaveAndStop(int /*signal*/) { stop_request = StopRequest::kSaveAndStop; }
 
+// A service that is silent for a minute (its machine is gone, it hangs) breaks
+// the stream like one that ended. WorkerService's port allows such pings.
+grpc::ChannelArguments Keepalive() {
+  grpc::ChannelArguments arguments;
+  arguments.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, 30'000);
+  arguments.SetInt(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 30'000);
+  return arguments;
+}
+
 // The stream to the service. Two threads of its own: one reads what the service
 // asks, one sends a heartbeat every second, whatever the training thread does.
 class Connection : public TrainerObserver {
  public:
   explicit Connection(const WorkerOptions& options)
       : options_(options),
-        stub_(v1::WorkerService::NewStub(grpc::CreateChannel(
-            options.service_address, grpc::InsecureChannelCredentials()))),
+        stub_(v1::WorkerService::NewStub(grpc::CreateCustomChannel(
+            options.service_address, grpc::InsecureChannelCredentials(),
+            Keepalive()))),
         stream_(stub_->Attach(&context_)) {}
   ~Connection() override { Close(); }
 
