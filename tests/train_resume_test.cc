@@ -126,20 +126,24 @@ TEST(TrainResume, DataOffByOneIsSeen) {
   }
 }
 
-// Trains for ever with a checkpoint each step, and says each step's loss.
-[[noreturn]] void TrainUntilKilled(TrainerOptions options, int told) {
+// Trains with a checkpoint each step. Says each step's loss and waits for a
+// byte before it goes on.
+[[noreturn]] void TrainStepByStep(TrainerOptions options, int told,
+                                  int allowed) {
   options.spec.mutable_checkpoints()->set_every_steps(1);
   class Teller : public TrainerObserver {
    public:
-    explicit Teller(int fd) : fd_(fd) {}
+    Teller(int told, int allowed) : told_(told), allowed_(allowed) {}
     void OnProgress(const v1::Progress& progress) override {
       const double loss = progress.loss();
-      if (write(fd_, &loss, sizeof(loss)) < 0) _exit(1);
+      if (write(told_, &loss, sizeof(loss)) < 0) _exit(1);
+      char byte;
+      if (read(allowed_, &byte, 1) != 1) _exit(1);
     }
 
    private:
-    const int fd_;
-  } teller(told);
+    const int told_, allowed_;
+  } teller(told, allowed);
   options.observer = &teller;
   auto trainer = Trainer::Create(options);
   if (!trainer.ok() || !(*trainer)->Run().ok()) _exit(1);
@@ -154,21 +158,29 @@ TEST(TrainResume, KillNineMidStepContinuesFromTheLastCheckpoint) {
 
   const TrainerOptions options = Options(dataset, FreshFolder("kill/k"));
   for (int round = 0; round < 3; ++round) {
-    int told[2];
+    int told[2], allowed[2];
     ASSERT_EQ(pipe(told), 0);
+    ASSERT_EQ(pipe(allowed), 0);
     const pid_t child = fork();
-    if (child == 0) TrainUntilKilled(options, told[1]);
+    if (child == 0) {
+      close(allowed[1]);  // so that it ends with its parent
+      TrainStepByStep(options, told[1], allowed[0]);
+    }
     close(told[1]);
-    // After two more losses: somewhere in a step, an evaluation or a commit.
+    close(allowed[0]);
+    // After two more losses: somewhere in a commit or the step after it, at
+    // whose end the child waits in vain.
     double loss;
     for (int i = 0; i < 2; ++i) {
       ASSERT_EQ(read(told[0], &loss, sizeof(loss)),
                 static_cast<ssize_t>(sizeof(loss)));
+      ASSERT_EQ(write(allowed[1], "", 1), 1);
     }
     usleep(round * 1500);
     kill(child, SIGKILL);
     waitpid(child, nullptr, 0);
     close(told[0]);
+    close(allowed[1]);
   }
   auto last = Make(options);
   EXPECT_GE(last->step(), 3);
