@@ -1,6 +1,6 @@
 // gla_inference: serves GLA models over gRPC.
 //
-//   gla_inference --listen=127.0.0.1:50052 --model=bible=/path/to/checkpoint
+//   gla_inference --listen=127.0.0.1:7071 --model=bible=/path/to/checkpoint
 //
 // --model may be given several times, or not at all: models can be loaded and
 // replaced while it runs. Ends with 0 on SIGTERM or SIGINT, after running
