@@ -85,9 +85,11 @@ void JobWatcher::ShowProgress(const trainer::v1::Progress& progress,
     std::cout << "\r\x1b[K" << ProgressLine(progress) << std::flush;
     open_line_ = true;
   } else if (now - last_shown_ >= kPlainInterval ||
-             progress.step() == progress.total_steps()) {
+             (progress.step() == progress.total_steps() &&
+              progress.step() != last_step_)) {
     Line(ProgressLine(progress));
     last_shown_ = now;
+    last_step_ = progress.step();
   }
 }
 

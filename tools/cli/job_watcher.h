@@ -40,6 +40,7 @@ class JobWatcher {
   const bool terminal_, json_;
   bool open_line_ = false;  // the cursor is behind a progress line
   absl::Time last_shown_ = absl::InfinitePast();
+  int64_t last_step_ = 0;  // shown last without a terminal
   double last_evaluation_ = -1;
   int64_t last_sequence_ = 0;
   bool ended_ = false;

@@ -48,6 +48,14 @@ TEST(JobWatcher, ThinsOutProgressWithoutATerminal) {
   EXPECT_FALSE(absl::StrContains(shown, "step 12/"));
 }
 
+TEST(JobWatcher, ShowsTheLastStepOnceWithoutATerminal) {
+  const std::string shown =
+      Shown({ProgressEvent(599), ProgressEvent(600), ProgressEvent(600)});
+  const size_t first = shown.find("step 600/");
+  EXPECT_NE(first, std::string::npos);
+  EXPECT_EQ(shown.find("step 600/", first + 1), std::string::npos);
+}
+
 TEST(JobWatcher, ShowsEachEvaluationOnce) {
   JobEvent event = ProgressEvent(100);
   event.mutable_progress()->set_evaluation_loss(3.25);
