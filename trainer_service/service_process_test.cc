@@ -30,6 +30,9 @@ using testing::HasSubstr;
 using testing::StartsWith;
 using v1::Job;
 
+// Enough that a job is far from its end when its first checkpoint is seen.
+constexpr int kManySteps = 1000;
+
 std::string ReadFile(const std::string& path) {
   std::ifstream file(path, std::ios::binary);
   return std::string((std::istreambuf_iterator<char>(file)),
@@ -181,26 +184,28 @@ TEST_F(ServiceProcessTest, TrainsToTheEnd) {
 
 TEST_F(ServiceProcessTest, AKilledWorkerContinuesFromItsLastCheckpoint) {
   StartService();
-  Submit("plain", 100);
-  Submit("killed", 100);
-  const std::string plain = FinalWeights("plain", 100);
+  Submit("plain", kManySteps);
+  Submit("killed", kManySteps);
+  const std::string plain = FinalWeights("plain", kManySteps);
   Follow("killed", 0, /*to_checkpoint=*/true);
-  kill(static_cast<pid_t>(Record("killed").worker_pid), SIGKILL);
-  EXPECT_EQ(FinalWeights("killed", 100), plain);
+  const int64_t worker_pid = Record("killed").worker_pid;
+  ASSERT_GT(worker_pid, 0);
+  kill(static_cast<pid_t>(worker_pid), SIGKILL);
+  EXPECT_EQ(FinalWeights("killed", kManySteps), plain);
   EXPECT_EQ(Record("killed").job.attempt(), 2);
   ExpectDenseEvents("killed");
 }
 
 TEST_F(ServiceProcessTest, AKilledServiceGoesOnWhenItIsBack) {
   StartService();
-  Submit("plain", 100);
-  const std::string plain = FinalWeights("plain", 100);
-  Submit("orphan", 100);
+  Submit("plain", kManySteps);
+  const std::string plain = FinalWeights("plain", kManySteps);
+  Submit("orphan", kManySteps);
   Follow("orphan", 0, /*to_checkpoint=*/true);
   const JobRecord before = Record("orphan");
   EXPECT_EQ(service_->Signal(SIGKILL), -SIGKILL);
   StartService();
-  EXPECT_EQ(FinalWeights("orphan", 100), plain);
+  EXPECT_EQ(FinalWeights("orphan", kManySteps), plain);
   EXPECT_EQ(Record("orphan").job.attempt(), 2);
   EXPECT_NE(ProcessStartTime(before.worker_pid), before.worker_start_time);
   ExpectDenseEvents("orphan");
@@ -239,6 +244,25 @@ TEST_F(ServiceProcessTest, ATerminatedServiceSavesAndLeavesNoProcess) {
   Job job;
   ASSERT_TRUE(stub_->CancelJob(&context, request, &job).ok());
   EXPECT_EQ(Follow("paused", 0, false).job().state(), Job::CANCELLED);
+}
+
+TEST_F(ServiceProcessTest, ASecondSignalEndsItAtOnce) {
+  StartService();
+  Submit("stuck", 1000000);
+  Follow("stuck", 0, /*to_checkpoint=*/true);
+  const JobRecord record = Record("stuck");
+  ASSERT_GT(record.worker_pid, 0);
+  const auto worker = static_cast<pid_t>(record.worker_pid);
+  kill(worker, SIGSTOP);  // it will not stop as it is asked to
+  kill(service_->pid(), SIGTERM);
+  while (service_->output().find("] stopping") == std::string::npos) {
+    absl::SleepFor(absl::Milliseconds(5));
+  }
+  EXPECT_EQ(service_->Signal(SIGTERM), -SIGTERM);
+  kill(worker, SIGCONT);
+  while (ProcessStartTime(worker) == record.worker_start_time) {
+    absl::SleepFor(absl::Milliseconds(5));
+  }
 }
 
 TEST_F(ServiceProcessTest, SaysInOneLineWhyItCannotStart) {
