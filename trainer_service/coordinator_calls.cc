@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "glog/logging.h"
 #include "kernels/base/status_macros.h"
 #include "model/checkpoint/checkpoint.h"
 #include "trainer_service/coordinator.h"
@@ -128,6 +129,7 @@ absl::Status Coordinator::RecordCheckpoint(
 
 absl::Status Coordinator::RecordQuarantine(
     const v1::WorkerMessage::Quarantined& message) {
+  LOG(WARNING) << message.directory() << ": " << message.why();
   v1::JobEvent event;
   event.set_checkpoint_quarantined(message.directory());
   ASSIGN_OR_RETURN(

@@ -312,7 +312,7 @@ TEST_F(CoordinatorTest, ShutdownStopsTheWorkerAndTheJobGoesOnLater) {
       absl::StatusCode::kUnavailable);
   EXPECT_TRUE(link_.sent.back().stop().save());
   v1::WorkerMessage message = From(0);
-  message.mutable_stopped()->set_step(4);
+  message.mutable_stopped();
   ASSERT_TRUE(coordinator_->Receive(message, &link_).ok());
   launcher_.Exit(0, {});
   shutdown.join();

@@ -346,7 +346,7 @@ TEST_F(TrainServiceTest, CancelStopsARunningJob) {
   EXPECT_EQ(job.state(), Job::CANCELLING);
   EXPECT_TRUE(worker.Read().stop().save());
   v1::WorkerMessage message;
-  message.mutable_stopped()->set_step(2);
+  message.mutable_stopped();
   worker.Send(message);
   EXPECT_TRUE(worker.Close().ok());
   launcher_.Exit(0, {});

@@ -215,7 +215,6 @@ void Trainer::RecordStep(double loss, double learning_rate, double grad_norm,
   clock_.Add(seconds);
   state_.set_step(step() + 1);
   state_.set_tokens(state_.tokens() + BatchTokens(spec_.data()));
-  state_.set_training_seconds(state_.training_seconds() + seconds);
   progress_.set_step(step());
   progress_.set_tokens(state_.tokens());
   progress_.set_loss(loss);

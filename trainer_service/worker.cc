@@ -2,7 +2,6 @@
 
 #include <grpcpp/grpcpp.h>
 #include <signal.h>
-#include <unistd.h>
 
 #include <atomic>
 #include <memory>
@@ -53,7 +52,7 @@ class Connection : public TrainerObserver {
   // Says hello and waits for the job. False: refused, or no service.
   bool Attach(v1::CoordinatorMessage::Start* start) {
     v1::WorkerMessage hello;
-    hello.mutable_hello()->set_pid(getpid());
+    hello.mutable_hello();
     Send(std::move(hello));
     v1::CoordinatorMessage message;
     if (!stream_->Read(&message) || !message.has_start()) return false;
@@ -99,13 +98,7 @@ class Connection : public TrainerObserver {
   }
   void OnCheckpoint(const CommittedCheckpoint& committed) override {
     v1::WorkerMessage message;
-    auto* checkpoint = message.mutable_checkpoint();
-    checkpoint->set_directory(committed.directory);
-    checkpoint->set_step(committed.step);
-    checkpoint->set_size_bytes(committed.size_bytes);
-    if (committed.evaluation_loss.has_value()) {
-      checkpoint->set_evaluation_loss(*committed.evaluation_loss);
-    }
+    message.mutable_checkpoint()->set_directory(committed.directory);
     SendHeartbeat();  // the progress that belongs to it goes first
     Send(std::move(message));
   }
@@ -180,7 +173,7 @@ v1::WorkerMessage Train(const TrainerOptions& options) {
   } else if (*done) {
     *message.mutable_finished()->mutable_progress() = (*trainer)->progress();
   } else {
-    message.mutable_stopped()->set_step((*trainer)->step());
+    message.mutable_stopped();
   }
   return message;
 }
