@@ -1,0 +1,98 @@
+// Shared by the tuned chunk GLA kernels: which rows a block works on, where
+// states between segments lie, and the gated operands of a chunk.
+//
+// Operands. With b_t the cumulative log gate of a channel in its chunk and
+// B = b_last, a channel is *mild* when B >= -kMaxLog2Decay (in powers of two):
+//   q~ = scale q e^b,   k^ = k e^-b,    S_end = e^B (S_start + k^^T v),
+// and its score terms are q~ k^. Otherwise it is *steep*: k^ would leave the
+// range where float32 sums are safe, so
+//   q~ = scale q e^b,   k^ = k e^(B-b), S_end = e^B S_start + k^^T v,
+// every factor <= 1, and its score terms are formed one by one (FixScores).
+// `edge` and `mid` hold e^B and 1 of a mild channel, 1 and e^B of a steep one:
+// the state is scaled by `mid` before a chunk's update and by `edge` after it.
+#ifndef GLA_KERNELS_GLA_CHUNK_GLA_SM90_CUH_
+#define GLA_KERNELS_GLA_CHUNK_GLA_SM90_CUH_
+
+#include <cuda_bf16.h>
+
+#include <cstdint>
+
+#include "kernels/device/async_sm90.cuh"
+#include "kernels/device/wgmma_sm90.cuh"
+#include "kernels/gla/chunk_gla_sm90.h"
+
+namespace gla::internal {
+
+inline constexpr float kMaxLog2Decay = 86;  // 59.6 nats
+inline constexpr float kLog2E = 1.4426950408889634f;
+inline constexpr float kMinLogGate = -120;  // e^-120 is 0 in float32
+
+// Rows of one sequence: [first, first + length) of the B T rows.
+struct SequenceRows {
+  int64_t first;
+  int length;
+
+  __device__ int chunks() const { return (length + kChunk - 1) / kChunk; }
+};
+
+__device__ inline SequenceRows FindSequence(const int32_t* cu_seqlens,
+                                            int64_t T, int n) {
+  if (cu_seqlens == nullptr) return {n * T, static_cast<int>(T)};
+  return {cu_seqlens[n], cu_seqlens[n + 1] - cu_seqlens[n]};
+}
+
+// The index of a sequence's first segment among all segment slots. Sequences
+// leave gaps, so that no prefix sum over lengths is needed.
+__device__ inline int64_t FirstSegment(const int32_t* cu_seqlens, int64_t T,
+                                       int n) {
+  if (cu_seqlens == nullptr) return n * ((T + kSegment - 1) / kSegment);
+  return cu_seqlens[n] / kSegment + n;
+}
+
+__device__ inline float Exp2(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+// Two neighbouring channels' log gates as they lie in memory.
+template <typename Gate>
+struct GatePair;
+template <>
+struct GatePair<__nv_bfloat16> {
+  using Type = uint32_t;
+};
+template <>
+struct GatePair<float> {
+  using Type = float2;
+};
+
+// Log gates in powers of two.
+__device__ inline float2 ToLog2(uint32_t g) {
+  return {fmaxf(LowFloat(g), kMinLogGate) * kLog2E,
+          fmaxf(HighFloat(g), kMinLogGate) * kLog2E};
+}
+__device__ inline float2 ToLog2(float2 g) {
+  return {fmaxf(g.x, kMinLogGate) * kLog2E, fmaxf(g.y, kMinLogGate) * kLog2E};
+}
+
+__device__ inline uint32_t LoadShared32(uint32_t address) {
+  uint32_t value;
+  asm volatile("ld.shared.u32 %0, [%1];" : "=r"(value) : "r"(address));
+  return value;
+}
+__device__ inline void StoreShared32(uint32_t address, uint32_t value) {
+  asm volatile("st.shared.u32 [%0], %1;" ::"r"(address), "r"(value) : "memory");
+}
+__device__ inline uint4 LoadShared128(uint32_t address) {
+  uint4 v;
+  asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "r"(address)
+               : "memory");
+  return v;
+}
+
+}  // namespace gla::internal
+
+#endif  // GLA_KERNELS_GLA_CHUNK_GLA_SM90_CUH_

@@ -1,0 +1,85 @@
+// Internal to chunk_gla_cuda: the tuned kernels for bf16 and the head shapes
+// that HasTunedShape names, as host functions. They queue one kernel each.
+#ifndef GLA_KERNELS_GLA_CHUNK_GLA_SM90_H_
+#define GLA_KERNELS_GLA_CHUNK_GLA_SM90_H_
+
+#include <cuda_bf16.h>
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+
+#include "kernels/gla/chunk_gla_cuda.h"
+
+namespace gla::internal {
+
+inline constexpr int kChunk = 64;     // tokens
+inline constexpr int kSegment = 256;  // tokens between stored states
+inline constexpr int kSegmentChunks = kSegment / kChunk;
+
+// (K, V) one of (256, 512), (128, 256), (128, 128), (64, 128), in bf16.
+bool HasTunedShape(const ChunkGlaShape& shape);
+
+// Slots for stored states: sequences times segments, with gaps (FirstSegment).
+int64_t SegmentSlots(const ChunkGlaShape& shape);
+
+// A stored state is bf16 in the order in which the gradient kernel's threads
+// hold it: [slot][H][K / 64][V / 64] tiles of 4096 elements, and in a tile, for
+// channel k = 16 w + 8 i + l / 4 and value v = 16 m + 8 j + 2 (l % 4) + e,
+// element ((w 4 + m) 32 + l) 8 + 4 j + 2 i + e.
+inline constexpr int64_t kStateTile = 64 * 64;
+
+// One pass of the state over each sequence, forward or backward in time.
+//   forward: y = o,  from x = v;    state = S
+//   reverse: y = dv, from x = d_o;  state = dS
+// A sequence is cut into `pieces` of consecutive chunks, all but the last a
+// multiple of kSegment tokens; every piece starts from its own state.
+struct ScanArgs {
+  ChunkGlaShape shape;
+  float scale;
+  const __nv_bfloat16 *q, *k;  // [B, T, H, K]
+  const void* g;               // [B, T, H, K]
+  const __nv_bfloat16* x;      // [B, T, H, V]
+  __nv_bfloat16* y;            // [B, T, H, V]; null: only the states
+  const int32_t* cu_seqlens;
+  // State at the start of the first piece and at the end of the last, in the
+  // direction of the pass; null: zero, not wanted.
+  const float* initial_state;  // [N, H, K, V]
+  float* final_state;          // [N, H, K, V]
+  // Stored states at segment starts (forward: S before the segment; reverse:
+  // dS after the segment); null: not wanted.
+  __nv_bfloat16* segment_states;
+  // With pieces > 1: [N, H, pieces, K, V] and [N, H, pieces, K]. When y is null
+  // the pass starts every piece from zero and writes its end state and decay;
+  // otherwise it reads the state before each piece.
+  int pieces = 1;
+  float* piece_states = nullptr;
+  float* piece_decays = nullptr;
+};
+cudaError_t ScanForward(const ScanArgs& args, cudaStream_t stream);
+cudaError_t ScanReverse(const ScanArgs& args, cudaStream_t stream);
+
+// Turns the pieces' own end states into the states before them, in place, in
+// the order of the pass: before[p+1] = decay[p] before[p] + end[p].
+cudaError_t ChainPieces(const ScanArgs& args, bool reverse,
+                        cudaStream_t stream);
+
+// dq, dk and dg from the states stored by both passes; one block per segment.
+struct GradArgs {
+  ChunkGlaShape shape;
+  float scale;
+  const __nv_bfloat16 *q, *k, *v;
+  const void* g;
+  const __nv_bfloat16* d_o;
+  const int32_t* cu_seqlens;
+  const __nv_bfloat16* states;    // S before each segment
+  const __nv_bfloat16* d_states;  // dS after each segment
+  __nv_bfloat16 *dq, *dk;
+  void* dg;
+  float* scratch;  // GradScratchBytes
+};
+int64_t GradScratchBytes(const ChunkGlaShape& shape);
+cudaError_t SegmentGradients(const GradArgs& args, cudaStream_t stream);
+
+}  // namespace gla::internal
+
+#endif  // GLA_KERNELS_GLA_CHUNK_GLA_SM90_H_
