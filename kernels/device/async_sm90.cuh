@@ -1,8 +1,10 @@
 // Device code for asynchronous copies and barriers on Hopper (PTX mbarrier,
-// cp.async, cp.async.bulk, clusters). Addresses are shared-memory addresses
+// cp.async.bulk, tensor maps, clusters). Addresses are shared-memory addresses
 // (SharedAddress) unless typed as pointers, which are global.
 #ifndef GLA_KERNELS_DEVICE_ASYNC_SM90_CUH_
 #define GLA_KERNELS_DEVICE_ASYNC_SM90_CUH_
+
+#include <cuda.h>
 
 #include <cstdint>
 
@@ -93,22 +95,38 @@ __device__ inline void ClusterCopy(uint32_t remote_to, uint32_t from,
       : "memory");
 }
 
-// --- cp.async ---------------------------------------------------------------
+// --- Tensor copies (TMA) ----------------------------------------------------
 
-// Starts a copy of 16 bytes to shared memory, or of zeros unless `valid`.
-__device__ inline void CopyAsync16(uint32_t to, const void* from, bool valid) {
-  const int bytes = valid ? 16 : 0;
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to),
-               "l"(from), "r"(bytes)
-               : "memory");
+// Starts the load of a tensor map's box whose first element is (column, row);
+// its bytes are counted on `barrier`. Elements outside the tensor become zeros.
+__device__ inline void TensorLoad(uint32_t to, const CUtensorMap* map,
+                                  int column, int row, uint32_t barrier) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::"
+      "bytes [%0], [%1, {%2, %3}], [%4];" ::"r"(to),
+      "l"(map), "r"(column), "r"(row), "r"(barrier)
+      : "memory");
 }
-__device__ inline void CopyAsyncCommit() {
-  asm volatile("cp.async.commit_group;" ::: "memory");
+// Starts the store of a box; elements outside the tensor are left out.
+__device__ inline void TensorStore(const CUtensorMap* map, int column, int row,
+                                   uint32_t from) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%1, %2}], "
+      "[%3];" ::"l"(map),
+      "r"(column), "r"(row), "r"(from)
+      : "memory");
 }
-// Waits until at most kPending of this thread's groups are unfinished.
-template <int kPending>
-__device__ inline void CopyAsyncWait() {
-  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
+// Closes a group of this thread's stores.
+__device__ inline void TensorStoreCommit() {
+  asm volatile("cp.async.bulk.commit_group;" ::: "memory");
+}
+// Waits until all this thread's stores have read their shared memory.
+__device__ inline void TensorStoreWaitRead() {
+  asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
+}
+// Waits until all this thread's stores are done.
+__device__ inline void TensorStoreWait() {
+  asm volatile("cp.async.bulk.wait_group 0;" ::: "memory");
 }
 
 // --- Registers --------------------------------------------------------------

@@ -1,6 +1,6 @@
 #include "kernels/device/test_device.h"
 
-#include <algorithm>
+#include <cstring>
 
 #include "glog/logging.h"
 #ifdef GLA_CUDA
@@ -35,31 +35,43 @@ TestDevice::TestDevice(Device device, int num_threads) : host_(num_threads) {
   CHECK(IsPresent(device));
   ctx_ = host_.ctx();
   ctx_.device = device;
+  AddWorkspace();
 }
 
-float* TestDevice::Allocate(int64_t n) {
+void* TestDevice::Allocate(int64_t bytes) {
 #ifdef GLA_CUDA
   if (ctx_.device == Device::kCuda) {
     void* data = nullptr;
-    CUDA_CHECK(cudaMalloc(&data, n * sizeof(float)));
-    memory_.emplace_back(static_cast<float*>(data),
-                         [](float* p) { CUDA_CHECK(cudaFree(p)); });
+    CUDA_CHECK(cudaMalloc(&data, bytes));
+    memory_.emplace_back(static_cast<std::byte*>(data),
+                         [](std::byte* p) { CUDA_CHECK(cudaFree(p)); });
     return memory_.back().get();
   }
 #endif
-  memory_.emplace_back(new float[n], [](float* p) { delete[] p; });
+  memory_.emplace_back(new std::byte[bytes], [](std::byte* p) { delete[] p; });
   return memory_.back().get();
 }
 
-void TestDevice::Copy(float* to, const float* from, int64_t n) {
+void TestDevice::Copy(void* to, const void* from, int64_t bytes) {
 #ifdef GLA_CUDA
   if (ctx_.device == Device::kCuda) {
     // Waits for the work on the default stream.
-    CUDA_CHECK(cudaMemcpy(to, from, n * sizeof(float), cudaMemcpyDefault));
+    CUDA_CHECK(cudaMemcpy(to, from, bytes, cudaMemcpyDefault));
     return;
   }
 #endif
-  std::copy_n(from, n, to);
+  std::memcpy(to, from, bytes);
+}
+
+void TestDevice::AddWorkspace() {
+#ifdef GLA_CUDA
+  if (ctx_.device == Device::kCuda) {
+    constexpr int64_t kBytes = int64_t{64} << 20;
+    ctx_.device_workspace = Allocate(kBytes);
+    ctx_.device_workspace_bytes = kBytes;
+    CUDA_CHECK(cudaMemset(ctx_.device_workspace, 0xff, kBytes));
+  }
+#endif
 }
 
 }  // namespace gla

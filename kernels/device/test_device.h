@@ -4,6 +4,7 @@
 #ifndef GLA_KERNELS_DEVICE_TEST_DEVICE_H_
 #define GLA_KERNELS_DEVICE_TEST_DEVICE_H_
 
+#include <cstddef>
 #include <memory>
 #include <string>
 #include <vector>
@@ -26,7 +27,8 @@ bool IsPresent(Device device);
 std::string DeviceName(const testing::TestParamInfo<Device>& info);
 
 // An execution context on a device, and the memory of one test there. The
-// context's stream is the device's default stream.
+// context's stream is the device's default stream; on a GPU it brings a device
+// workspace of 64 MiB, NaN at first.
 class TestDevice {
  public:
   // CHECK-fails unless IsPresent(device).
@@ -37,26 +39,27 @@ class TestDevice {
   const ExecutionContext& ctx() const { return ctx_; }
 
   // A copy of `host` on the device; lives as long as this object.
-  template <int Rank>
-  TensorView<float, Rank> Upload(const OwnedTensor<float, Rank>& host) {
-    float* const data = Allocate(host.size());
-    Copy(data, host.data(), host.size());
+  template <typename T, int Rank>
+  TensorView<T, Rank> Upload(const OwnedTensor<T, Rank>& host) {
+    auto* const data = static_cast<T*>(Allocate(host.size() * sizeof(T)));
+    Copy(data, host.data(), host.size() * sizeof(T));
     return {data, host.shape()};
   }
 
   // A copy of `tensor` on the host, after all work queued so far.
-  template <int Rank>
-  OwnedTensor<float, Rank> Download(TensorView<float, Rank> tensor) {
-    OwnedTensor<float, Rank> host(tensor.shape());
-    Copy(host.data(), tensor.data(), host.size());
+  template <typename T, int Rank>
+  OwnedTensor<T, Rank> Download(TensorView<T, Rank> tensor) {
+    OwnedTensor<T, Rank> host(tensor.shape());
+    Copy(host.data(), tensor.data(), host.size() * sizeof(T));
     return host;
   }
 
  private:
-  using Memory = std::unique_ptr<float, void (*)(float*)>;
+  using Memory = std::unique_ptr<std::byte, void (*)(std::byte*)>;
 
-  float* Allocate(int64_t n);
-  void Copy(float* to, const float* from, int64_t n);  // either direction
+  void* Allocate(int64_t bytes);
+  void Copy(void* to, const void* from, int64_t bytes);  // either direction
+  void AddWorkspace();
 
   TestContext host_;
   ExecutionContext ctx_;

@@ -12,9 +12,9 @@
 
 #include <algorithm>
 
-#include "glog/logging.h"
 #include "kernels/base/vector_math.h"
 #include "kernels/gla/chunk_gla.h"
+#include "kernels/gla/chunk_gla_cpu.h"
 #include "kernels/gla/chunk_gla_gemm.h"
 #include "kernels/gla/chunk_gla_plan.h"
 #include "kernels/gla/chunk_gla_scores.h"
@@ -32,31 +32,6 @@ struct BackwardScratch {
   float* d_through;          // [K] gradient of log a
   float* d_state;            // [K, V]
 };
-
-void CheckArgs(const ChunkGlaBwdArgs& args, const GlaPlan& plan) {
-  CHECK(!args.k.empty() && !args.v.empty());
-  const auto [B, T, H, K] = args.k.shape();
-  const int64_t V = args.v.dim(3);
-  const std::array<int64_t, 4> state = {plan.num_sequences(), H, K, V};
-  CheckShape("q", args.q, {B, T, H, K});
-  CheckShape("v", args.v, {B, T, H, V});
-  CheckShape("g", args.g, {B, T, H, K});
-  CheckShape("saved", args.saved, {plan.saved_floats()});
-  CheckShape("d_o", args.d_o, {B, T, H, V});
-  CheckShape("dq", args.dq, {B, T, H, K});
-  CheckShape("dk", args.dk, {B, T, H, K});
-  CheckShape("dv", args.dv, {B, T, H, V});
-  if (!args.dg.empty()) CheckShape("dg", args.dg, {B, T, H, K});
-  if (!args.initial_state.empty()) {
-    CheckShape("initial_state", args.initial_state, state);
-  }
-  if (!args.d_final_state.empty()) {
-    CheckShape("d_final_state", args.d_final_state, state);
-  }
-  if (!args.d_initial_state.empty()) {
-    CheckShape("d_initial_state", args.d_initial_state, state);
-  }
-}
 
 // d_scores = do v^T below the diagonal, 0 elsewhere; the diagonal apart.
 void ComputeScoreGradients(const GlaBlock& chunk, const float* d_o,
@@ -219,25 +194,21 @@ BackwardScratch AllocateScratch(int64_t K, int64_t V, Arena* arena) {
 }
 
 }  // namespace
-}  // namespace internal
 
-void ChunkGlaBwd(const ExecutionContext& ctx, const ChunkGlaBwdArgs& args) {
-  using internal::BackwardScratch;
-  CHECK(ctx.device == Device::kCpu) << "ChunkGlaBwd runs on the CPU only";
+void ChunkGlaBwdCpu(const ExecutionContext& ctx, const ChunkGlaBwdArgs& args) {
   ArenaScope scope(ctx.scratch);
-  const internal::GlaPlan plan(args.k.shape(), args.v.shape(), args.cu_seqlens,
-                               ctx.scratch);
-  internal::CheckArgs(args, plan);
+  const GlaPlan plan(args.k.shape(), args.v.shape(), args.cu_seqlens,
+                     ctx.scratch);
   const int workers = ctx.threads->num_threads();
   auto* scratch = ctx.scratch->Allocate<BackwardScratch>(workers);
   for (int i = 0; i < workers; ++i) {
-    scratch[i] =
-        internal::AllocateScratch(args.k.dim(3), args.v.dim(3), ctx.scratch);
+    scratch[i] = AllocateScratch(args.k.dim(3), args.v.dim(3), ctx.scratch);
   }
   openblas_set_num_threads(1);
   ctx.threads->ParallelFor(plan.num_tasks(), [&](int64_t task, int worker) {
-    internal::BackwardTask(args, plan, task, &scratch[worker]);
+    BackwardTask(args, plan, task, &scratch[worker]);
   });
 }
 
+}  // namespace internal
 }  // namespace gla

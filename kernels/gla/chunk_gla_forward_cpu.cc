@@ -8,9 +8,9 @@
 
 #include <algorithm>
 
-#include "glog/logging.h"
 #include "kernels/base/vector_math.h"
 #include "kernels/gla/chunk_gla.h"
+#include "kernels/gla/chunk_gla_cpu.h"
 #include "kernels/gla/chunk_gla_gemm.h"
 #include "kernels/gla/chunk_gla_plan.h"
 #include "kernels/gla/chunk_gla_scores.h"
@@ -25,25 +25,6 @@ struct ForwardScratch {
   float* scores;  // [C, C]
   float* state;   // [K, V]
 };
-
-void CheckArgs(const ChunkGlaFwdArgs& args, const GlaPlan& plan) {
-  CHECK(!args.k.empty() && !args.v.empty());
-  const auto [B, T, H, K] = args.k.shape();
-  const int64_t V = args.v.dim(3);
-  const std::array<int64_t, 4> state = {plan.num_sequences(), H, K, V};
-  CheckShape("q", args.q, {B, T, H, K});
-  CheckShape("v", args.v, {B, T, H, V});
-  CheckShape("g", args.g, {B, T, H, K});
-  CheckShape("o", args.o, {B, T, H, V});
-  if (!args.initial_state.empty()) {
-    CheckShape("initial_state", args.initial_state, state);
-  }
-  if (!args.final_state.empty()) {
-    CheckShape("final_state", args.final_state, state);
-  }
-  if (!args.saved.empty())
-    CheckShape("saved", args.saved, {plan.saved_floats()});
-}
 
 // next = diag(decay) state + keys^T v; next may be state. No state: zero.
 void AdvanceState(const GlaBlock& chunk, const ChunkOperands& operands,
@@ -116,27 +97,24 @@ void ForwardTask(const ChunkGlaFwdArgs& args, const GlaPlan& plan, int64_t task,
 }
 
 }  // namespace
-}  // namespace internal
 
-void ChunkGlaFwd(const ExecutionContext& ctx, const ChunkGlaFwdArgs& args) {
-  using internal::ForwardScratch;
-  CHECK(ctx.device == Device::kCpu) << "ChunkGlaFwd runs on the CPU only";
+void ChunkGlaFwdCpu(const ExecutionContext& ctx, const ChunkGlaFwdArgs& args) {
   ArenaScope scope(ctx.scratch);
-  const internal::GlaPlan plan(args.k.shape(), args.v.shape(), args.cu_seqlens,
-                               ctx.scratch);
-  internal::CheckArgs(args, plan);
+  const GlaPlan plan(args.k.shape(), args.v.shape(), args.cu_seqlens,
+                     ctx.scratch);
   const int64_t K = args.k.dim(3), V = args.v.dim(3);
   const int workers = ctx.threads->num_threads();
   auto* scratch = ctx.scratch->Allocate<ForwardScratch>(workers);
   for (int i = 0; i < workers; ++i) {
-    scratch[i].operands = internal::AllocateOperands(K, ctx.scratch);
+    scratch[i].operands = AllocateOperands(K, ctx.scratch);
     scratch[i].scores = ctx.scratch->Allocate<float>(kGlaChunk * kGlaChunk);
     scratch[i].state = ctx.scratch->Allocate<float>(K * V);
   }
   openblas_set_num_threads(1);
   ctx.threads->ParallelFor(plan.num_tasks(), [&](int64_t task, int worker) {
-    internal::ForwardTask(args, plan, task, &scratch[worker]);
+    ForwardTask(args, plan, task, &scratch[worker]);
   });
 }
 
+}  // namespace internal
 }  // namespace gla

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "glog/logging.h"
+#include "kernels/gla/chunk_gla_cpu.h"
 
 namespace gla {
 namespace internal {
@@ -21,12 +22,13 @@ GlaPlan::GlaPlan(const std::array<int64_t, 4>& k_shape,
     CHECK_EQ(cu_seqlens.front(), 0) << "cu_seqlens[0]";
     CHECK_EQ(cu_seqlens.back(), T) << "cu_seqlens[N]";
   }
+  int64_t num_chunks = 0;
   for (int64_t n = 0; n < num_sequences_; ++n) {
     const int64_t begin = cu_seqlens.empty() ? n * T : cu_seqlens[n];
     const int64_t end = cu_seqlens.empty() ? begin + T : cu_seqlens[n + 1];
     CHECK_LE(begin, end) << "cu_seqlens[" << n + 1 << "]";
-    sequences_[n] = {n, begin, end - begin, num_chunks_};
-    num_chunks_ += NumChunks(end - begin);
+    sequences_[n] = {n, begin, end - begin, num_chunks};
+    num_chunks += NumChunks(end - begin);
   }
   std::sort(sequences_, sequences_ + num_sequences_,
             [](const GlaSequence& a, const GlaSequence& b) {
@@ -69,17 +71,16 @@ ChunkOperands AllocateOperands(int64_t K, Arena* arena) {
   return operands;
 }
 
-}  // namespace internal
-
-int64_t ChunkGlaSavedFloats(const std::array<int64_t, 4>& k_shape,
-                            const std::array<int64_t, 4>& v_shape,
-                            absl::Span<const int32_t> cu_seqlens) {
+int64_t ChunkGlaSavedFloatsCpu(const std::array<int64_t, 4>& k_shape,
+                               const std::array<int64_t, 4>& v_shape,
+                               absl::Span<const int32_t> cu_seqlens) {
   const auto [B, T, H, K] = k_shape;
-  int64_t chunks = cu_seqlens.empty() ? B * internal::NumChunks(T) : 0;
+  int64_t chunks = cu_seqlens.empty() ? B * NumChunks(T) : 0;
   for (size_t n = 1; n < cu_seqlens.size(); ++n) {
-    chunks += internal::NumChunks(cu_seqlens[n] - cu_seqlens[n - 1]);
+    chunks += NumChunks(cu_seqlens[n] - cu_seqlens[n - 1]);
   }
-  return chunks * H * internal::SavedFloatsPerChunk(K, v_shape[3]);
+  return chunks * H * SavedFloatsPerChunk(K, v_shape[3]);
 }
 
+}  // namespace internal
 }  // namespace gla

@@ -72,9 +72,6 @@ class GlaPlan {
   int64_t SavedScoresOffset(int64_t task, int64_t c) const {
     return SavedStateOffset(task, c) + K_ * V_;
   }
-  int64_t saved_floats() const {
-    return num_chunks_ * H_ * SavedFloatsPerChunk(K_, V_);
-  }
 
  private:
   int64_t Row(int64_t task, int64_t t) const {
@@ -83,7 +80,6 @@ class GlaPlan {
 
   int64_t H_, K_, V_;
   int64_t num_sequences_;
-  int64_t num_chunks_ = 0;
   GlaSequence* sequences_;
 };
 

@@ -3,11 +3,11 @@
 // A cluster of V / 128 blocks works on one head of one piece; each block holds
 // 128 values of the state in registers, all K channels, for the whole piece:
 //
-//   warpgroups 0, 1 (consumers)  64 values each. State transposed: accumulator
-//       rows are values, columns channels, so that rounded to bf16 it is the A
-//       operand of the output product as it lies. Each forms half of the
-//       chunk's masked scores, which both read.
-//   warpgroup 2 (producer)       loads q, k, g of the block's share of the
+//   warpgroups 0, 1 (state)  64 values each. State transposed: accumulator rows
+//       are values, columns channels, so that rounded to bf16 it is the A
+//       operand of the output product as it lies. Each forms all of the chunk's
+//       masked scores for itself, so that the two never wait for each other.
+//   warpgroup 2 (gates)      loads x; loads q, k, g of the block's share of the
 //       channels, gates them, and copies the gated slabs to the other blocks of
 //       the cluster.
 //
@@ -18,18 +18,16 @@
 //   dS^T = edge dS^T;   y^T = dS^T A^T + x^T scores^T;
 //   dS^T = mid dS^T + x^T B
 //
-// Two stages of {A, B, scores, edge, mid}. Barriers of a stage:
-//   full    this block's producer has stored its slabs, and the other blocks'
-//           copies have arrived
-//   fixed   the producer has left the score terms of steep channels, if there
-//           are any, where the scores go
-//   empty   all consumer warps of the cluster are done with the stage
-// The consumers meet at a named barrier once a chunk, when both halves of the
-// scores are stored. x comes by cp.async, each warp its own 16 values, two
-// chunks ahead; the slot of a chunk's x also transposes its y.
+// Stages hold {A, B, x, edge, mid}. Barriers, one of each a stage:
+//   full      this block's gate warps have stored their slabs, and the other
+//             blocks' copies have arrived
+//   x_full    x is there
+//   empty     all state warps of the cluster are done with the stage
+// y is transposed in the place of its x.
 #ifndef GLA_KERNELS_GLA_CHUNK_GLA_SM90_SCAN_CUH_
 #define GLA_KERNELS_GLA_CHUNK_GLA_SM90_SCAN_CUH_
 
+#include "kernels/device/tensor_map_sm90.h"
 #include "kernels/gla/chunk_gla_sm90.cuh"
 
 namespace gla::internal {
@@ -45,19 +43,20 @@ struct ScanConfig {
   static constexpr int kSlabs = K / 64;
   static constexpr int kCluster = V / 128;
   static constexpr int kOwn = kSlabs / kCluster;  // slabs a block gates
-  static constexpr int kStages = 2;
-  static constexpr int kConsumerThreads = 256;
-  static constexpr int kThreads = kConsumerThreads + 128;
-  // Of the 168 a thread that a block of 384 threads starts with.
-  static constexpr int kConsumerRegisters = K == 256 ? 216 : 176;
-  static constexpr int kProducerRegisters = 504 - 2 * kConsumerRegisters;
+  static constexpr int kStages = K == 256 || kOwn == 2 ? 2 : 3;
+  static constexpr int kThreads = 384;
+  // Registers of a thread; the three warpgroups share 504.
+  static constexpr int kStateRegisters = K == 256 ? 216 : 176;
+  static constexpr int kGateRegisters = K == 256 ? 72 : 152;
   static_assert(kOwn >= 1 && kOwn * kCluster == kSlabs);
 };
 
-// edge and mid of a slab's 64 channels; copied between blocks as a whole.
+// e^B and 1, or 1 and e^B, of a slab's 64 channels, in the order of accumulator
+// columns: channel 8 j + 2 i + e is [i][2 j + e]. Copied between blocks as a
+// whole.
 struct alignas(16) SlabDecay {
-  float edge[64];
-  float mid[64];
+  float edge[4][20];
+  float mid[4][20];
   int32_t any_steep;
   int32_t unused[3];
 };
@@ -67,7 +66,7 @@ struct ScanShared {
   struct Stage {
     uint8_t a[C::kSlabs][kSlabBytes];
     uint8_t b[C::kSlabs][kSlabBytes];
-    uint8_t scores[kSlabBytes];
+    uint8_t x[2][kSlabBytes];  // a slab a state warpgroup
   };
   struct Raw {  // of one slab's channels, rows of 64
     __nv_bfloat16 q[kChunk][64];
@@ -75,14 +74,32 @@ struct ScanShared {
     typename C::Gate g[kChunk][64];
   };
   Stage stage[C::kStages];
-  uint8_t x[2][2][kSlabBytes];  // [slot][warpgroup]
+  uint8_t scores[2][kSlabBytes];  // a slab a state warpgroup
   Raw raw[C::kOwn];
   SlabDecay decay[C::kStages][C::kSlabs];
-  float totals[C::kOwn][4][64];  // log gates added up by each producer warp
-  float fix[3][8][kChunk];       // b, q, k of eight channels (FixScores)
+  float totals[C::kOwn][4][64];  // log gates added up by each gate warp
+  float steep[2][3][8][kChunk];  // [warpgroup] b, q, k of eight channels
   uint64_t full[C::kStages];
-  uint64_t fixed[C::kStages];
   uint64_t empty[C::kStages];
+  uint64_t x_full[C::kStages];
+  uint64_t raw_full;
+};
+
+// Named barriers.
+inline constexpr int kGateBarrier = 1;
+inline constexpr int kStateBarrier = 2;  // and 3: one a warpgroup
+
+// The parity of the phase in which use number i of a ring is complete.
+template <int kSize>
+__device__ uint32_t Parity(int i) {
+  return i / kSize & 1;
+}
+
+// The kernel's parameters. The tensors as [B T, H K] and [B T, H V] matrices;
+// boxes are 64 x 64.
+struct ScanParams {
+  ScanArgs args;
+  CUtensorMap q, k, g, x, y;
 };
 
 // What a block works on.
@@ -136,15 +153,16 @@ __device__ bool HasSteep(const SlabDecay (&decay)[C::kSlabs]) {
   return any;
 }
 
-// --- Consumers --------------------------------------------------------------
+// --- State ------------------------------------------------------------------
 
 // Warpgroup `group` of the block; `rank` is the block's in its cluster.
 template <typename C>
-class ScanConsumer {
+class ScanState {
  public:
-  __device__ ScanConsumer(const ScanArgs& args, const ScanWork& work,
-                          ScanShared<C>& shared, int rank, int group)
-      : args_(args),
+  __device__ ScanState(const ScanParams& params, const ScanWork& work,
+                       ScanShared<C>& shared, int rank, int group)
+      : params_(params),
+        args_(params.args),
         work_(work),
         shared_(shared),
         group_(group),
@@ -152,60 +170,50 @@ class ScanConsumer {
         lane_(threadIdx.x % 32),
         column_((rank * 2 + group) * 64),
         fragment_(SlabOffset((lane_ & 7) + ((lane_ >> 4) << 3),
-                             2 * warp_ + ((lane_ >> 3) & 1))),
-        piece_(SlabOffset(lane_ / 2, 2 * warp_ + lane_ % 2)),
-        row_bytes_(args.shape.H * C::V * sizeof(__nv_bfloat16)),
-        value_bytes_((work.rows.first * args.shape.H + work.h) * C::V * 2 +
-                     lane_ / 2 * row_bytes_ +
-                     (column_ + warp_ * 16 + lane_ % 2 * 8) * 2) {}
+                             2 * warp_ + ((lane_ >> 3) & 1))) {}
 
   __device__ void Run() {
-    LoadX(0);
-    LoadX(1);
     LoadState();
 #pragma unroll 1
     for (int i = 0; i < work_.chunks; ++i) Step(i);
-    CopyAsyncWait<0>();
     StoreState();
+    if (C::kOutput && warp_ == 0 && lane_ == 0) TensorStoreWait();
   }
 
  private:
-  static constexpr int kScoresBarrier = 2;
   using Stage = typename ScanShared<C>::Stage;
 
   __device__ void Step(int i) {
     const int stage = i % C::kStages;
-    const uint32_t parity = i / C::kStages & 1;
     const int chunk = ChunkAt<C>(work_, i);
-    Stage& tiles = shared_.stage[stage];
+    const Stage& tiles = shared_.stage[stage];
     const auto& decay = shared_.decay[stage];
-    BarrierWait(SharedAddress(&shared_.full[stage]), parity);
+    BarrierWait(SharedAddress(&shared_.full[stage]), Parity<C::kStages>(i));
 
     if (AtSegmentEdge(chunk)) StoreSegmentState(chunk);
     if (C::kReverse) {
 #pragma unroll
       for (int s = 0; s < C::kSlabs; ++s) Scale(s, decay[s].edge);
     }
-    const bool steep = HasSteep<C>(decay);
     float y[32];
     if constexpr (C::kOutput) {
-      if (steep) BarrierWait(SharedAddress(&shared_.fixed[stage]), parity);
-      Scores(tiles, steep);
+      Scores(stage, chunk);
       StateOutput(tiles, y);
     }
 
-    CopyAsyncWait<1>();
-    __syncwarp();
-    const uint32_t slot = SharedAddress(shared_.x[i % 2][group_]);
+    BarrierWait(SharedAddress(&shared_.x_full[stage]), Parity<C::kStages>(i));
+    const uint32_t x_slab = SharedAddress(tiles.x[group_]);
     uint32_t x[4][4];
 #pragma unroll
     for (int step = 0; step < 4; ++step) {
-      LoadMatrixTransposed(slot + fragment_ + 2048 * step, x[step]);
+      LoadMatrixTransposed(x_slab + fragment_ + 2048 * step, x[step]);
     }
+    const int rows = work_.rows.length - chunk * kChunk;
+    if (rows < kChunk) MaskX(rows, x);
     if constexpr (C::kOutput) {
-      NamedBarrier(kScoresBarrier, C::kConsumerThreads);
       WgmmaFence();
-      const uint64_t scores = SlabDescriptor(SharedAddress(tiles.scores));
+      const uint64_t scores =
+          SlabDescriptor(SharedAddress(shared_.scores[group_]));
 #pragma unroll
       for (int step = 0; step < 4; ++step) {
         Wgmma<Contract::kAlongColumns>(
@@ -214,39 +222,32 @@ class ScanConsumer {
       }
       WgmmaCommit();
     }
-    if (steep) {
 #pragma unroll
-      for (int s = 0; s < C::kSlabs; ++s) Scale(s, decay[s].mid);
+    for (int s = 0; s < C::kSlabs; ++s) {
+      if (decay[s].any_steep) Scale(s, decay[s].mid);
     }
     UpdateState(tiles, x);
     if constexpr (C::kOutput) {
-      WgmmaWait<1>();
+      WgmmaWait<C::kSlabs>();
       Touch(y);
-      StoreY(chunk, slot, y);
+      StoreY(chunk, x_slab, y);
     }
-    __syncwarp();
-    LoadX(i + 2);
-    WgmmaWait<0>();
-#pragma unroll
-    for (int s = 0; s < C::kSlabs; ++s) {
-      Touch(state_[s]);
-      if (!C::kReverse) Scale(s, decay[s].edge);
-    }
+    FinishSlabs<0>(decay);
     Release(stage);
   }
 
-  // This warpgroup's half of the masked scores A B^T: rows are A's tokens,
-  // columns 32 of B's. Adds what the producer left for steep channels.
-  __device__ void Scores(Stage& tiles, bool steep) {
-    float p[16];
+  // The masked scores A B^T, stored for this warpgroup: rows are A's tokens,
+  // columns B's.
+  __device__ void Scores(int stage, int chunk) {
+    const Stage& tiles = shared_.stage[stage];
+    float p[32];
 #pragma unroll
-    for (int i = 0; i < 16; ++i) p[i] = 0;
+    for (int i = 0; i < 32; ++i) p[i] = 0;
     WgmmaFence();
 #pragma unroll
     for (int s = 0; s < C::kSlabs; ++s) {
       const uint64_t a = SlabDescriptor(SharedAddress(tiles.a[s]));
-      const uint64_t b =
-          SlabDescriptor(SharedAddress(tiles.b[s]) + group_ * 32 * 128);
+      const uint64_t b = SlabDescriptor(SharedAddress(tiles.b[s]));
 #pragma unroll
       for (int step = 0; step < 4; ++step) {
         Wgmma<Contract::kAlongColumns, Contract::kAlongColumns>(
@@ -257,28 +258,114 @@ class ScanConsumer {
     WgmmaCommit();
     WgmmaWait<0>();
     Touch(p);
-    const int row = warp_ * 16 + lane_ / 4;
-    const int column = 32 * group_ + lane_ % 4 * 2;
+    if (HasSteep<C>(shared_.decay[stage])) AddSteep(stage, chunk, p);
     const uint32_t element =
-        SharedAddress(tiles.scores) + SlabElement(row, column);
+        SharedAddress(shared_.scores[group_]) + SlabElement(Row(), Column());
 #pragma unroll
-    for (int j = 0; j < 4; ++j) {
+    for (int j = 0; j < 8; ++j) {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         // Eight columns on, eight rows on.
         const uint32_t address = (element ^ (j << 4)) + i * 1024;
-        float low = p[4 * j + 2 * i], high = p[4 * j + 2 * i + 1];
-        if (steep) {
-          const uint32_t extra = LoadShared32(address);
-          low += LowFloat(extra);
-          high += HighFloat(extra);
-        }
-        const int r = row + 8 * i, c = column + 8 * j;
-        StoreShared32(address, PackBf16(IsCausal<C>(r, c) ? low : 0,
-                                        IsCausal<C>(r, c + 1) ? high : 0));
+        const int row = Row() + 8 * i, column = Column() + 8 * j;
+        const float low = IsCausal<C>(row, column) ? p[4 * j + 2 * i] : 0;
+        const float high =
+            IsCausal<C>(row, column + 1) ? p[4 * j + 2 * i + 1] : 0;
+        StoreShared32(address, PackBf16(low, high));
       }
     }
     FenceAsyncProxy();
+    NamedBarrier(kStateBarrier + group_, 128);
+  }
+
+  __device__ int Thread() const { return warp_ * 32 + lane_; }
+  // The first of this thread's elements of the scores.
+  __device__ int Row() const { return warp_ * 16 + lane_ / 4; }
+  __device__ int Column() const { return lane_ % 4 * 2; }
+
+  // Adds the terms q k e^(b_t - b_u) of a chunk's steep channels. (What their
+  // gated operands add to the products is below 2^-kMaxLog2Decay of that.)
+  // Works from global memory, eight channels at a time: any block needs any
+  // slab.
+  __device__ void AddSteep(int stage, int chunk, float (&p)[32]) {
+#pragma unroll 1
+    for (int group = 0; group < C::K / 8; ++group) {
+      const auto& mid = shared_.decay[stage][group / 8].mid;
+      const int j = group % 8 * 2;  // channel c: mid[c / 2][j + c % 2]
+      bool any = false;
+#pragma unroll 1
+      for (int c = 0; c < 8; ++c) any |= mid[c / 2][j + c % 2] != 1;
+      if (!any) continue;
+      NamedBarrier(kStateBarrier + group_, 128);
+      LoadChannels(chunk, group * 8);
+      NamedBarrier(kStateBarrier + group_, 128);
+      AccumulateGates();
+      NamedBarrier(kStateBarrier + group_, 128);
+#pragma unroll 1
+      for (int c = 0; c < 8; ++c) {
+        if (mid[c / 2][j + c % 2] != 1) AddChannel(c, p);
+      }
+    }
+  }
+
+  // q (scaled), k and gates of channels [first, first + 8) of a chunk.
+  __device__ void LoadChannels(int chunk, int first) {
+    using Gate = typename C::Gate;
+    const int t = Thread() / 2;
+    const int row = chunk * kChunk + t;
+    const bool valid = row < work_.rows.length;
+    const int64_t offset =
+        ((work_.rows.first + (valid ? row : 0)) * args_.shape.H + work_.h) *
+            C::K +
+        first;
+#pragma unroll 1
+    for (int c = Thread() % 2 * 4; c < Thread() % 2 * 4 + 4; ++c) {
+      const float g =
+          static_cast<float>(static_cast<const Gate*>(args_.g)[offset + c]);
+      shared_.steep[group_][0][c][t] =
+          valid ? fmaxf(g, kMinLogGate) * kLog2E : 0;
+      shared_.steep[group_][1][c][t] =
+          valid ? __bfloat162float(args_.q[offset + c]) * args_.scale : 0;
+      shared_.steep[group_][2][c][t] =
+          valid ? __bfloat162float(args_.k[offset + c]) : 0;
+    }
+  }
+
+  // Gates to cumulative gates: 16 lanes a channel, four tokens a lane.
+  __device__ void AccumulateGates() {
+    float4& b = *reinterpret_cast<float4*>(
+        &shared_.steep[group_][0][Thread() / 16][Thread() % 16 * 4]);
+    float4 sum = b;
+    sum.y += sum.x;
+    sum.z += sum.y;
+    sum.w += sum.z;
+    float before = sum.w;
+#pragma unroll
+    for (int offset = 1; offset < 16; offset *= 2) {
+      const float other = __shfl_up_sync(0xffffffff, before, offset, 16);
+      if (Thread() % 16 >= offset) before += other;
+    }
+    before -= sum.w;
+    b = {sum.x + before, sum.y + before, sum.z + before, sum.w + before};
+  }
+
+  __device__ void AddChannel(int c, float (&p)[32]) {
+    constexpr int kQuery = 1, kKey = 2;
+    const float* const b = shared_.steep[group_][0][c];
+    const float* const row_value =
+        shared_.steep[group_][C::kReverse ? kKey : kQuery][c];
+    const float* const column_value =
+        shared_.steep[group_][C::kReverse ? kQuery : kKey][c];
+#pragma unroll
+    for (int e = 0; e < 32; ++e) {
+      const int row = Row() + e / 2 % 2 * 8,
+                column = Column() + e / 4 * 8 + e % 2;
+      if (IsCausal<C>(row, column)) {
+        const float difference =
+            C::kReverse ? b[column] - b[row] : b[row] - b[column];
+        p[e] += row_value[row] * column_value[column] * Exp2(difference);
+      }
+    }
   }
 
   // y = state^T A^T.
@@ -302,12 +389,12 @@ class ScanConsumer {
               true);
         }
         WgmmaCommit();
-        WgmmaWait<1>();  // Frees the registers of the group before.
+        WgmmaWait<1>();  // Frees the registers of earlier groups.
       }
     }
   }
 
-  // state += x^T B.
+  // state += x^T B, a group of products a slab.
   __device__ void UpdateState(const Stage& tiles, const uint32_t (&x)[4][4]) {
     WgmmaFence();
 #pragma unroll
@@ -319,26 +406,42 @@ class ScanConsumer {
             state_[s], x[step],
             StepDescriptor<Contract::kAlongRows>(slab, step), true);
       }
+      WgmmaCommit();
     }
-    WgmmaCommit();
+  }
+
+  // Waits for slab after slab of the update and decays it.
+  template <int kSlab>
+  __device__ void FinishSlabs(const SlabDecay (&decay)[C::kSlabs]) {
+    if constexpr (kSlab < C::kSlabs) {
+      WgmmaWait<C::kSlabs - 1 - kSlab>();
+      Touch(state_[kSlab]);
+      if (!C::kReverse) Scale(kSlab, decay[kSlab].edge);
+      FinishSlabs<kSlab + 1>(decay);
+    }
   }
 
   // Multiplies the channels of a slab by `factor`.
-  __device__ void Scale(int s, const float* factor) {
-    const float2* const pairs =
-        reinterpret_cast<const float2*>(factor) + lane_ % 4;
+  __device__ void Scale(int s, const float (&factor)[4][20]) {
+    const float4* const own =
+        reinterpret_cast<const float4*>(factor[lane_ % 4]);
 #pragma unroll
-    for (int j = 0; j < 8; ++j) {
-      const float2 f = pairs[4 * j];
+    for (int j = 0; j < 8; j += 2) {
+      const float4 f = own[j / 2];
       state_[s][4 * j] *= f.x;
       state_[s][4 * j + 1] *= f.y;
       state_[s][4 * j + 2] *= f.x;
       state_[s][4 * j + 3] *= f.y;
+      state_[s][4 * j + 4] *= f.z;
+      state_[s][4 * j + 5] *= f.w;
+      state_[s][4 * j + 6] *= f.z;
+      state_[s][4 * j + 7] *= f.w;
     }
   }
 
-  // The consumers of all blocks of the cluster tell all producers.
+  // The state warps of all blocks of the cluster tell all gate warps.
   __device__ void Release(int stage) {
+    if (C::kOutput && warp_ == 0 && lane_ == 0) TensorStoreWaitRead();
     __syncwarp();
     const uint32_t empty = SharedAddress(&shared_.empty[stage]);
     if constexpr (C::kCluster == 1) {
@@ -348,45 +451,49 @@ class ScanConsumer {
     }
   }
 
-  // Starts the load of step i's x: this warp's 16 values of 64 rows. Rows past
-  // the sequence become zeros.
-  __device__ void LoadX(int i) {
-    if (i < work_.chunks) {
-      const int first = ChunkAt<C>(work_, i) * kChunk;
-      const uint32_t to = SharedAddress(shared_.x[i % 2][group_]) + piece_;
-      const char* from = reinterpret_cast<const char*>(args_.x) + value_bytes_ +
-                         first * row_bytes_;
-#pragma unroll
-      for (int it = 0; it < 4; ++it) {
-        CopyAsync16(to + 2048 * it, from,
-                    first + 16 * it + lane_ / 2 < work_.rows.length);
-        from += 16 * row_bytes_;
-      }
-    }
-    CopyAsyncCommit();
-  }
-
-  // Writes a chunk's y through `slot`, which only this warp reads and writes in
-  // the columns of its values.
-  __device__ void StoreY(int chunk, uint32_t slot, const float (&y)[32]) {
-    __syncwarp();
+  // Starts the store of a chunk's y, from the slab of its x.
+  __device__ void StoreY(int chunk, uint32_t slab, const float (&y)[32]) {
+    __syncwarp();  // Each warp read and writes its own 16 columns.
 #pragma unroll
     for (int pair = 0; pair < 4; ++pair) {
       uint32_t a[4];
       PackOperand(y, pair, a);
-      StoreMatrixTransposed(slot + fragment_ + 2048 * pair, a);
+      StoreMatrixTransposed(slab + fragment_ + 2048 * pair, a);
     }
-    __syncwarp();
-    const int first = chunk * kChunk;
-    char* to =
-        reinterpret_cast<char*>(args_.y) + value_bytes_ + first * row_bytes_;
+    FenceAsyncProxy();
+    NamedBarrier(kStateBarrier + group_, 128);
+    const int rows = work_.rows.length - chunk * kChunk;
+    if (rows < kChunk) {
+      StoreRows(chunk, slab, rows);
+    } else if (warp_ == 0 && lane_ == 0) {
+      TensorStore(&params_.y, work_.h * C::V + column_,
+                  work_.rows.first + chunk * kChunk, slab);
+      TensorStoreCommit();
+    }
+  }
+
+  // Of a sequence's last chunk, only its own rows.
+  __device__ void StoreRows(int chunk, uint32_t slab, int rows) {
+    const int64_t first = work_.rows.first + chunk * kChunk;
+    // Eight threads a row, 16 rows at a time.
+    for (int row = warp_ * 4 + lane_ / 8; row < rows; row += 16) {
+      __nv_bfloat16* const to =
+          args_.y + ((first + row) * args_.shape.H + work_.h) * C::V + column_;
+      reinterpret_cast<uint4*>(to)[lane_ % 8] =
+          LoadShared128(slab + SlabOffset(row, lane_ % 8));
+    }
+  }
+
+  // Zeros in the x of rows past the sequence, whatever lies there.
+  __device__ void MaskX(int rows, uint32_t (&x)[4][4]) {
 #pragma unroll
-    for (int it = 0; it < 4; ++it) {
-      const uint4 data = LoadShared128(slot + piece_ + 2048 * it);
-      if (first + 16 * it + lane_ / 2 < work_.rows.length) {
-        *reinterpret_cast<uint4*>(to) = data;
+    for (int step = 0; step < 4; ++step) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int row = 16 * step + i / 2 * 8 + lane_ % 4 * 2;
+        if (row >= rows) x[step][i] = 0;
+        if (row + 1 == rows) x[step][i] &= 0xffff;
       }
-      to += 16 * row_bytes_;
     }
   }
 
@@ -473,320 +580,236 @@ class ScanConsumer {
     }
   }
 
+  const ScanParams& params_;
   const ScanArgs& args_;
   const ScanWork& work_;
   ScanShared<C>& shared_;
   const int group_, warp_, lane_;
-  const int column_;  // this warpgroup's first value
-  // This lane's place in a slab: for matrix fragments of 16 rows, and for
-  // 16-byte pieces of this warp's values; 2048 bytes on to the next 16 rows.
-  const uint32_t fragment_, piece_;
-  const int64_t row_bytes_;    // from row to row of a [B, T, H, V] tensor
-  const int64_t value_bytes_;  // offset of this lane's piece in row 0
+  const int column_;         // this warpgroup's first value
+  const uint32_t fragment_;  // this lane's place in 16 rows of a slab, as
+                             // ldmatrix and stmatrix want it
   float state_[C::kSlabs][32];
 };
 
-// --- Producer ---------------------------------------------------------------
+// --- Gates ------------------------------------------------------------------
 
-// Leaves the score terms q k e^(b_t - b_u) of a chunk's steep channels in the
-// scores slab. (What their gated operands add to the products is below
-// 2^-kMaxLog2Decay of that.) Works from global memory, eight channels at a
-// time: any block needs any slab. A function of its own, off the hot path.
 template <typename C>
-class ScoreFix {
+class ScanGates {
  public:
-  __device__ ScoreFix(const ScanArgs& args, const ScanWork& work,
-                      ScanShared<C>& shared, int thread, int barrier)
-      : args_(args),
+  __device__ ScanGates(const ScanParams& params, const ScanWork& work,
+                       ScanShared<C>& shared, int rank)
+      : params_(params),
+        args_(params.args),
         work_(work),
         shared_(shared),
-        thread_(thread),
-        barrier_(barrier) {}
-
-  __device__ void Run(int stage, int chunk) {
-    float p[32] = {};
-    for (int group = 0; group < C::K / 8; ++group) {
-      const float* const mid =
-          &shared_.decay[stage][group / 8].mid[group % 8 * 8];
-      bool any = false;
-      for (int c = 0; c < 8; ++c) any |= mid[c] != 1;
-      if (!any) continue;
-      NamedBarrier(barrier_, 128);
-      LoadChannels(chunk, group * 8);
-      NamedBarrier(barrier_, 128);
-      AccumulateGates();
-      NamedBarrier(barrier_, 128);
-      for (int c = 0; c < 8; ++c) {
-        if (mid[c] != 1) AddChannel(c, p);
-      }
-    }
-    Store(SharedAddress(shared_.stage[stage].scores), p);
-  }
-
- private:
-  // q (scaled), k and gates of channels [first, first + 8) of a chunk.
-  __device__ void LoadChannels(int chunk, int first) {
-    using Gate = typename C::Gate;
-    const int t = thread_ / 2;
-    const int row = chunk * kChunk + t;
-    const bool valid = row < work_.rows.length;
-    const int64_t offset =
-        ((work_.rows.first + (valid ? row : 0)) * args_.shape.H + work_.h) *
-            C::K +
-        first;
-    for (int c = thread_ % 2 * 4; c < thread_ % 2 * 4 + 4; ++c) {
-      const float g =
-          static_cast<float>(static_cast<const Gate*>(args_.g)[offset + c]);
-      shared_.fix[0][c][t] = valid ? fmaxf(g, kMinLogGate) * kLog2E : 0;
-      shared_.fix[1][c][t] =
-          valid ? __bfloat162float(args_.q[offset + c]) * args_.scale : 0;
-      shared_.fix[2][c][t] = valid ? __bfloat162float(args_.k[offset + c]) : 0;
-    }
-  }
-
-  // Gates to cumulative gates: 16 lanes a channel, four tokens a lane.
-  __device__ void AccumulateGates() {
-    float* const b = &shared_.fix[0][thread_ / 16][thread_ % 16 * 4];
-    float sum[4];
-    float running = 0;
-    for (int i = 0; i < 4; ++i) sum[i] = running += b[i];
-    float before = running;
-    for (int offset = 1; offset < 16; offset *= 2) {
-      const float other = __shfl_up_sync(0xffffffff, before, offset, 16);
-      if (thread_ % 16 >= offset) before += other;
-    }
-    before -= running;
-    for (int i = 0; i < 4; ++i) b[i] = sum[i] + before;
-  }
-
-  // p has the elements of a 64 x 64 accumulator.
-  __device__ int Row(int i) const {
-    return thread_ / 32 * 16 + thread_ % 32 / 4 + 8 * i;
-  }
-  __device__ int Column(int j) const { return 8 * j + thread_ % 4 * 2; }
-
-  __device__ void AddChannel(int c, float (&p)[32]) {
-    constexpr int kQuery = 1, kKey = 2;
-    const float* const b = shared_.fix[0][c];
-    const float* const row_value = shared_.fix[C::kReverse ? kKey : kQuery][c];
-    const float* const column_value =
-        shared_.fix[C::kReverse ? kQuery : kKey][c];
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const int row = Row(i);
-#pragma unroll
-      for (int j = 0; j < 8; ++j) {
-#pragma unroll
-        for (int e = 0; e < 2; ++e) {
-          const int column = Column(j) + e;
-          const float difference =
-              C::kReverse ? b[column] - b[row] : b[row] - b[column];
-          const float term =
-              row_value[row] * column_value[column] * Exp2(difference);
-          p[4 * j + 2 * i + e] += IsCausal<C>(row, column) ? term : 0;
-        }
-      }
-    }
-  }
-
-  __device__ void Store(uint32_t slab, const float (&p)[32]) {
-#pragma unroll
-    for (int j = 0; j < 8; ++j) {
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        StoreShared32(slab + SlabElement(Row(i), Column(j)),
-                      PackBf16(p[4 * j + 2 * i], p[4 * j + 2 * i + 1]));
-      }
-    }
-  }
-
-  const ScanArgs& args_;
-  const ScanWork& work_;
-  ScanShared<C>& shared_;
-  const int thread_, barrier_;
-};
-
-template <typename C>
-__device__ __noinline__ void FixScores(const ScanArgs& args,
-                                       const ScanWork& work,
-                                       ScanShared<C>& shared, int thread,
-                                       int stage, int chunk) {
-  constexpr int kFixBarrier = 3;
-  ScoreFix<C>(args, work, shared, thread, kFixBarrier).Run(stage, chunk);
-}
-
-template <typename C>
-class ScanProducer {
- public:
-  __device__ ScanProducer(const ScanArgs& args, const ScanWork& work,
-                          ScanShared<C>& shared, int rank)
-      : args_(args),
-        work_(work),
-        shared_(shared),
-        thread_(threadIdx.x - C::kConsumerThreads),
+        thread_(threadIdx.x % 128),
         warp_(__shfl_sync(0xffffffff, thread_ / 32, 0)),
         lane_(thread_ % 32),
-        rank_(rank),
-        row_elements_(args.shape.H * C::K),
-        offset_((work.rows.first * args.shape.H + work.h) * C::K +
-                OwnSlab(0) * 64 + warp_ * 16 * row_elements_) {}
+        rank_(rank) {}
 
   __device__ void Run() {
-    float sums[C::kOwn][2] = {};
-    LoadRaw(0);
+    if (warp_ == 3 && lane_ == 0) LoadRaw(0);
 #pragma unroll 1
-    for (int i = 0; i < work_.chunks; ++i) {
-      const int stage = i % C::kStages;
-      BarrierWait(SharedAddress(&shared_.empty[stage]),
-                  (i / C::kStages & 1) ^ 1);
-      GateOperands(stage, sums);
-      LoadRaw(i + 1);
-      FenceAsyncProxy();
-      NamedBarrier(kProducerBarrier, 128);
-      if (thread_ == 0) Publish(stage);
-      if (C::kOutput && i > 0) Fix(i - 1);
-    }
-    if (C::kOutput && work_.chunks > 0) Fix(work_.chunks - 1);
-    CopyAsyncWait<0>();
-    if (!C::kOutput && warp_ == 0) StorePieceDecay(sums);
+    for (int i = 0; i < work_.chunks; ++i) Step(i);
+    if (!C::kOutput && warp_ == 0) StorePieceDecay();
   }
 
  private:
-  static constexpr int kProducerBarrier = 1;
+  // The gated operands of step i, once their stage is free.
+  __device__ void Step(int i) {
+    const int stage = i % C::kStages;
+    BarrierWait(SharedAddress(&shared_.empty[stage]),
+                Parity<C::kStages>(i) ^ 1);
+    if (warp_ == 3 && lane_ == 0) LoadX(i);
+    BarrierWait(SharedAddress(&shared_.raw_full), i & 1);
+    const int rows = work_.rows.length - ChunkAt<C>(work_, i) * kChunk;
+    if (rows < kChunk) MaskRaw(rows);
+    GateOperands(i);
+  }
+
   using Gate = typename C::Gate;
   using Pair = typename GatePair<Gate>::Type;
 
   __device__ int OwnSlab(int j) const { return rank_ * C::kOwn + j; }
 
-  // Starts the load of step i's q, k, g: each warp 16 rows.
+  // Starts the load of step i's q, k, g of the own slabs.
   __device__ void LoadRaw(int i) {
-    if (i < work_.chunks) {
-      const int first = ChunkAt<C>(work_, i) * kChunk;
-      const int64_t offset = offset_ + first * row_elements_;
-      const int rows = work_.rows.length - first - warp_ * 16;
+    if (i >= work_.chunks) return;
+    const uint32_t barrier = SharedAddress(&shared_.raw_full);
+    BarrierArriveExpect(barrier, sizeof(shared_.raw));
+    const int row = work_.rows.first + ChunkAt<C>(work_, i) * kChunk;
+#pragma unroll
+    for (int j = 0; j < C::kOwn; ++j) {
+      auto& raw = shared_.raw[j];
+      const int column = work_.h * C::K + OwnSlab(j) * 64;
+      TensorLoad(SharedAddress(raw.q), &params_.q, column, row, barrier);
+      TensorLoad(SharedAddress(raw.k), &params_.k, column, row, barrier);
+      TensorLoad(SharedAddress(raw.g), &params_.g, column, row, barrier);
+    }
+  }
+
+  // Zeros in the rows past the sequence, whatever lies there: each warp in the
+  // rows that it reads.
+  __device__ void MaskRaw(int rows) {
+#pragma unroll 1
+    for (int r = warp_ * 16; r < warp_ * 16 + 16; ++r) {
+      if (r < rows) continue;
 #pragma unroll
       for (int j = 0; j < C::kOwn; ++j) {
         auto& raw = shared_.raw[j];
-        LoadRows(args_.q + offset + j * 64, rows, &raw.q[warp_ * 16][0]);
-        LoadRows(args_.k + offset + j * 64, rows, &raw.k[warp_ * 16][0]);
-        LoadRows(static_cast<const Gate*>(args_.g) + offset + j * 64, rows,
-                 &raw.g[warp_ * 16][0]);
+        reinterpret_cast<uint32_t*>(raw.q[r])[lane_] = 0;
+        reinterpret_cast<uint32_t*>(raw.k[r])[lane_] = 0;
+        reinterpret_cast<Pair*>(raw.g[r])[lane_] = Pair{};
       }
     }
-    CopyAsyncCommit();
+    FenceAsyncProxy();  // Before the next load writes there.
+    __syncwarp();
   }
 
-  // 16 rows of a slab's 64 channels, of which `rows` are in the sequence; the
-  // others become zeros.
-  template <typename T>
-  __device__ void LoadRows(const T* from, int rows, T* to) {
-    constexpr int kPieceElements = 16 / sizeof(T);
-    constexpr int kPieces = 64 / kPieceElements;  // of a row
-    constexpr int kRows = 32 / kPieces;           // at a time
-    const int row = lane_ / kPieces;
-    from += row * row_elements_ + lane_ % kPieces * kPieceElements;
-    const uint32_t address = SharedAddress(to) + lane_ * 16;
-#pragma unroll
-    for (int it = 0; it < 16 / kRows; ++it) {
-      CopyAsync16(address + it * 512, from, row + it * kRows < rows);
-      from += kRows * row_elements_;
+  // Starts the load of step i's x.
+  __device__ void LoadX(int i) {
+    const int stage = i % C::kStages;
+    const uint32_t barrier = SharedAddress(&shared_.x_full[stage]);
+    BarrierArriveExpect(barrier, 2 * kSlabBytes);
+    const int row = work_.rows.first + ChunkAt<C>(work_, i) * kChunk;
+    const int column = work_.h * C::V + rank_ * 128;
+    for (int group = 0; group < 2; ++group) {
+      TensorLoad(SharedAddress(shared_.stage[stage].x[group]), &params_.x,
+                 column + group * 64, row, barrier);
     }
   }
 
-  // Gated operands of the own slabs, and their decay. Lane l has channels 2 l
-  // and 2 l + 1, warp w rows 16 w .. 16 w + 15.
-  __device__ void GateOperands(int stage, float (&sums)[C::kOwn][2]) {
-    CopyAsyncWait<0>();
-    __syncwarp();
-    Pair g[C::kOwn][16];
+  // Gated operands of the own slabs, and their decay: first q~, on its way to
+  // the other blocks while k^ is formed. Lane l has channels 2 l and 2 l + 1,
+  // warp w rows 16 w .. 16 w + 15.
+  __device__ void GateOperands(int i) {
+    const int stage = i % C::kStages;
+    float2 before[C::kOwn], all[C::kOwn];
+    SumGates(before, all);
+    auto& tiles = shared_.stage[stage];
+    uint8_t(*const q_slabs)[kSlabBytes] = C::kReverse ? tiles.b : tiles.a;
+    uint8_t(*const k_slabs)[kSlabBytes] = C::kReverse ? tiles.a : tiles.b;
+#pragma unroll
+    for (int j = 0; j < C::kOwn; ++j) {
+      GateRows<true>(j, before[j], {0, 0}, q_slabs[OwnSlab(j)]);
+      if (warp_ == 0) StoreDecay(stage, OwnSlab(j), all[j]);
+    }
+    FenceAsyncProxy();
+    NamedBarrier(kGateBarrier, 128);
+    Publish(stage, q_slabs, /*with_decay=*/true);
+#pragma unroll
+    for (int j = 0; j < C::kOwn; ++j) {
+      const float2 shift = {all[j].x < -kMaxLog2Decay ? all[j].x : 0,
+                            all[j].y < -kMaxLog2Decay ? all[j].y : 0};
+      GateRows<false>(j, before[j], shift, k_slabs[OwnSlab(j)]);
+    }
+    FenceAsyncProxy();
+    NamedBarrier(kGateBarrier, 128);
+    Publish(stage, k_slabs, /*with_decay=*/false);
+    if (warp_ == 3 && lane_ == 0) {
+      constexpr uint32_t kBytes = 2 * kSlabBytes + sizeof(SlabDecay);
+      BarrierArriveExpect(SharedAddress(&shared_.full[stage]),
+                          (C::kSlabs - C::kOwn) * kBytes);
+      LoadRaw(i + 1);
+    }
+  }
+
+  // The gates, in powers of two, of the chunk and of its rows before this
+  // warp's.
+  __device__ void SumGates(float2 (&before)[C::kOwn], float2 (&all)[C::kOwn]) {
 #pragma unroll
     for (int j = 0; j < C::kOwn; ++j) {
       float2 total = {0, 0};
 #pragma unroll
       for (int r = 0; r < 16; ++r) {
-        g[j][r] = reinterpret_cast<const Pair*>(
-            shared_.raw[j].g[warp_ * 16 + r])[lane_];
-        const float2 log2 = ToLog2(g[j][r]);
-        total = {total.x + log2.x, total.y + log2.y};
+        const float2 g = ToLog2(GateAt(j, r));
+        total = {total.x + g.x, total.y + g.y};
       }
       *reinterpret_cast<float2*>(&shared_.totals[j][warp_][2 * lane_]) = total;
     }
-    NamedBarrier(kProducerBarrier, 128);
+    NamedBarrier(kGateBarrier, 128);
 #pragma unroll
     for (int j = 0; j < C::kOwn; ++j) {
-      float2 before = {0, 0}, all = {0, 0};
+      before[j] = all[j] = {0, 0};
 #pragma unroll
       for (int w = 0; w < 4; ++w) {
         const float2 t =
             *reinterpret_cast<float2*>(&shared_.totals[j][w][2 * lane_]);
-        if (w < warp_) before = {before.x + t.x, before.y + t.y};
-        all = {all.x + t.x, all.y + t.y};
+        if (w < warp_) before[j] = {before[j].x + t.x, before[j].y + t.y};
+        all[j] = {all[j].x + t.x, all[j].y + t.y};
       }
-      sums[j][0] += all.x;
-      sums[j][1] += all.y;
-      GateSlab(stage, j, g[j], before, all);
+      sums_[j] = {sums_[j].x + all[j].x, sums_[j].y + all[j].y};
     }
-    __syncwarp();
   }
 
-  // Stores a slab's operands; `b` is the cumulative gate before this warp's
-  // rows, `all` that of the chunk.
-  __device__ void GateSlab(int stage, int j, const Pair (&gates)[16], float2 b,
-                           float2 all) {
+  __device__ Pair GateAt(int j, int r) const {
+    return reinterpret_cast<const Pair*>(
+        shared_.raw[j].g[warp_ * 16 + r])[lane_];
+  }
+
+  // Stores this warp's rows of scale q e^b or k e^(shift - b) in a slab; `b` is
+  // the cumulative gate before them.
+  template <bool kQuery>
+  __device__ void GateRows(int j, float2 b, float2 shift, uint8_t* slab) {
+    constexpr int kBatch = 8;  // rows whose loads are issued together
+    const auto& raw = kQuery ? shared_.raw[j].q : shared_.raw[j].k;
+    slab += warp_ * 2048;
+#pragma unroll
+    for (int first = 0; first < 16; first += kBatch) {
+      uint32_t value[kBatch];
+      Pair g[kBatch];
+#pragma unroll
+      for (int r = 0; r < kBatch; ++r) {
+        value[r] = reinterpret_cast<const uint32_t*>(
+            raw[warp_ * 16 + first + r])[lane_];
+        g[r] = GateAt(j, first + r);
+      }
+#pragma unroll
+      for (int r = 0; r < kBatch; ++r) {
+        const float2 log2 = ToLog2(g[r]);
+        b = {b.x + log2.x, b.y + log2.y};
+        const float low = LowFloat(value[r]), high = HighFloat(value[r]);
+        value[r] = kQuery ? PackBf16(low * args_.scale * Exp2(b.x),
+                                     high * args_.scale * Exp2(b.y))
+                          : PackBf16(low * Exp2(shift.x - b.x),
+                                     high * Exp2(shift.y - b.y));
+      }
+#pragma unroll
+      for (int r = 0; r < kBatch; ++r) {
+        const int row = first + r;
+        const int offset = row * 128 + (lane_ * 4 ^ (row % 8 << 4));
+        *reinterpret_cast<uint32_t*>(slab + offset) = value[r];
+      }
+    }
+  }
+
+  __device__ void StoreDecay(int stage, int slab, float2 all) {
     const bool steep0 = all.x < -kMaxLog2Decay;
     const bool steep1 = all.y < -kMaxLog2Decay;
-    const float shift0 = steep0 ? all.x : 0;
-    const float shift1 = steep1 ? all.y : 0;
-    auto& tiles = shared_.stage[stage];
-    const int slab = OwnSlab(j);
-    const uint32_t a = SharedAddress(tiles.a[slab]) + warp_ * 2048;
-    const uint32_t b_slab = SharedAddress(tiles.b[slab]) + warp_ * 2048;
-    const uint32_t q_slab = C::kReverse ? b_slab : a;
-    const uint32_t k_slab = C::kReverse ? a : b_slab;
-    const uint32_t q_raw = SharedAddress(shared_.raw[j].q[warp_ * 16]);
-    const uint32_t k_raw = SharedAddress(shared_.raw[j].k[warp_ * 16]);
-#pragma unroll
-    for (int r = 0; r < 16; ++r) {
-      const float2 g = ToLog2(gates[r]);
-      b = {b.x + g.x, b.y + g.y};
-      const uint32_t offset = (lane_ * 4 ^ (r % 8 << 4)) + r * 128;
-      const uint32_t q = LoadShared32(q_raw + lane_ * 4 + r * 128);
-      const uint32_t k = LoadShared32(k_raw + lane_ * 4 + r * 128);
-      StoreShared32(q_slab + offset,
-                    PackBf16(LowFloat(q) * args_.scale * Exp2(b.x),
-                             HighFloat(q) * args_.scale * Exp2(b.y)));
-      StoreShared32(k_slab + offset,
-                    PackBf16(LowFloat(k) * Exp2(shift0 - b.x),
-                             HighFloat(k) * Exp2(shift1 - b.y)));
-    }
-    if (warp_ != 0) return;
     SlabDecay& decay = shared_.decay[stage][slab];
     const float d0 = Exp2(all.x), d1 = Exp2(all.y);
-    *reinterpret_cast<float2*>(&decay.edge[2 * lane_]) = {steep0 ? 1 : d0,
-                                                          steep1 ? 1 : d1};
-    *reinterpret_cast<float2*>(&decay.mid[2 * lane_]) = {steep0 ? d0 : 1,
-                                                         steep1 ? d1 : 1};
+    const int i = lane_ % 4, j = lane_ / 4 * 2;
+    *reinterpret_cast<float2*>(&decay.edge[i][j]) = {steep0 ? 1 : d0,
+                                                     steep1 ? 1 : d1};
+    *reinterpret_cast<float2*>(&decay.mid[i][j]) = {steep0 ? d0 : 1,
+                                                    steep1 ? d1 : 1};
     const bool any = __any_sync(0xffffffff, steep0 || steep1);
     if (lane_ == 0) decay.any_steep = any;
   }
 
-  // Sends the own slabs to the other blocks of the cluster, and lets `full`
-  // wait for theirs.
-  __device__ void Publish(int stage) {
-    constexpr uint32_t kBytes = 2 * kSlabBytes + sizeof(SlabDecay);
-    const uint32_t full = SharedAddress(&shared_.full[stage]);
-    BarrierArriveExpect(full, (C::kSlabs - C::kOwn) * kBytes);
-    auto& tiles = shared_.stage[stage];
-#pragma unroll 1
-    for (int r = 1; r < C::kCluster; ++r) {
-      const uint32_t peer = (rank_ + r) % C::kCluster;
-      const uint32_t barrier = ClusterAddress(full, peer);
+  // Sends the own slabs to the other blocks of the cluster, one a warp.
+  __device__ void Publish(int stage, uint8_t (*slabs)[kSlabBytes],
+                          bool with_decay) {
+    if (warp_ + 1 >= C::kCluster || lane_ != 0) return;
+    const uint32_t peer = (rank_ + 1 + warp_) % C::kCluster;
+    const uint32_t barrier =
+        ClusterAddress(SharedAddress(&shared_.full[stage]), peer);
 #pragma unroll
-      for (int j = 0; j < C::kOwn; ++j) {
-        const int slab = OwnSlab(j);
-        Send(tiles.a[slab], kSlabBytes, peer, barrier);
-        Send(tiles.b[slab], kSlabBytes, peer, barrier);
-        Send(&shared_.decay[stage][slab], sizeof(SlabDecay), peer, barrier);
+    for (int j = 0; j < C::kOwn; ++j) {
+      Send(slabs[OwnSlab(j)], kSlabBytes, peer, barrier);
+      if (with_decay) {
+        Send(&shared_.decay[stage][OwnSlab(j)], sizeof(SlabDecay), peer,
+             barrier);
       }
     }
   }
@@ -797,34 +820,24 @@ class ScanProducer {
     ClusterCopy(ClusterAddress(address, peer), address, bytes, barrier);
   }
 
-  // Once all slabs of step i are there: the score terms of its steep channels.
-  __device__ void Fix(int i) {
-    const int stage = i % C::kStages;
-    BarrierWait(SharedAddress(&shared_.full[stage]), i / C::kStages & 1);
-    if (HasSteep<C>(shared_.decay[stage])) {
-      FixScores<C>(args_, work_, shared_, thread_, stage, ChunkAt<C>(work_, i));
-    }
-    BarrierArrive(SharedAddress(&shared_.fixed[stage]));
-  }
-
-  __device__ void StorePieceDecay(const float (&sums)[C::kOwn][2]) {
+  __device__ void StorePieceDecay() {
     const int64_t head = work_.n * args_.shape.H + work_.h;
 #pragma unroll
     for (int j = 0; j < C::kOwn; ++j) {
       float* const to = args_.piece_decays +
                         (head * args_.pieces + work_.piece) * C::K +
                         OwnSlab(j) * 64 + 2 * lane_;
-      to[0] = Exp2(sums[j][0]);
-      to[1] = Exp2(sums[j][1]);
+      to[0] = Exp2(sums_[j].x);
+      to[1] = Exp2(sums_[j].y);
     }
   }
 
+  const ScanParams& params_;
   const ScanArgs& args_;
   const ScanWork& work_;
   ScanShared<C>& shared_;
   const int thread_, warp_, lane_, rank_;
-  const int64_t row_elements_;  // from row to row of a [B, T, H, K] tensor
-  const int64_t offset_;        // of this warp's first row of chunk 0
+  float2 sums_[C::kOwn] = {};  // gates of the piece so far
 };
 
 // --- Kernel -----------------------------------------------------------------
@@ -838,43 +851,74 @@ constexpr int ScanSharedBytes() {
 
 template <typename C>
 __global__ void __cluster_dims__(C::kCluster) __launch_bounds__(C::kThreads, 1)
-    ScanKernel(const __grid_constant__ ScanArgs args) {
+    ScanKernel(const __grid_constant__ ScanParams params) {
   extern __shared__ __align__(1024) uint8_t dynamic[];
   auto& shared = *reinterpret_cast<ScanShared<C>*>(dynamic);
-  const ScanWork work = FindWork<C>(args);
+  const ScanWork work = FindWork<C>(params.args);
   if (threadIdx.x == 0) {
     for (int s = 0; s < C::kStages; ++s) {
       BarrierInit(SharedAddress(&shared.full[s]), 1);
-      BarrierInit(SharedAddress(&shared.fixed[s]), 128);
+      BarrierInit(SharedAddress(&shared.x_full[s]), 1);
       BarrierInit(SharedAddress(&shared.empty[s]), 8 * C::kCluster);
     }
+    BarrierInit(SharedAddress(&shared.raw_full), 1);
     BarrierInitFence();
   }
   __syncthreads();
   if (C::kCluster > 1) ClusterSync();
   const int rank = C::kCluster > 1 ? ClusterRank() : 0;
   const int group = __shfl_sync(0xffffffff, threadIdx.x / 128, 0);
-  if (group < C::kConsumerThreads / 128) {
-    RaiseRegisters<C::kConsumerRegisters>();
-    ScanConsumer<C>(args, work, shared, rank, group).Run();
+  if (group < 2) {
+    RaiseRegisters<C::kStateRegisters>();
+    ScanState<C>(params, work, shared, rank, group).Run();
   } else {
-    LowerRegisters<C::kProducerRegisters>();
-    ScanProducer<C>(args, work, shared, rank).Run();
+    LowerRegisters<C::kGateRegisters>();
+    ScanGates<C>(params, work, shared, rank).Run();
   }
   // Shared memory must outlive the others' copies and arrivals.
   if (C::kCluster > 1) ClusterSync();
 }
 
 template <typename C>
+cudaError_t MakeScanParams(const ScanArgs& args, ScanParams* params) {
+  params->args = args;
+  const ChunkGlaShape& s = args.shape;
+  const auto make = [&s](const void* data, DType dtype, int64_t columns,
+                         bool swizzled, CUtensorMap* map) {
+    return MakeTensorMap({.data = data,
+                          .dtype = dtype,
+                          .rows = s.B * s.T,
+                          .columns = columns,
+                          .box_rows = 64,
+                          .box_columns = 64,
+                          .swizzled = swizzled},
+                         map);
+  };
+  const int64_t keys = s.H * C::K, values = s.H * C::V;
+  constexpr DType kBf16 = DType::kBFloat16;
+  if (cudaError_t e = make(args.q, kBf16, keys, false, &params->q)) return e;
+  if (cudaError_t e = make(args.k, kBf16, keys, false, &params->k)) return e;
+  if (cudaError_t e = make(args.g, s.gate_dtype, keys, false, &params->g)) {
+    return e;
+  }
+  if (cudaError_t e = make(args.x, kBf16, values, true, &params->x)) return e;
+  if (!C::kOutput) return cudaSuccess;
+  return make(args.y, kBf16, values, true, &params->y);
+}
+
+template <typename C>
 cudaError_t LaunchScan(const ScanArgs& args, cudaStream_t stream) {
-  constexpr int kBytes = ScanSharedBytes<C>();
-  cudaError_t error = cudaFuncSetAttribute(
-      ScanKernel<C>, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
-  if (error != cudaSuccess) return error;
   const int64_t blocks =
       args.shape.N * args.shape.H * args.pieces * C::kCluster;
   if (blocks == 0) return cudaSuccess;
-  ScanKernel<C><<<blocks, C::kThreads, kBytes, stream>>>(args);
+  ScanParams params;
+  if (cudaError_t error = MakeScanParams<C>(args, &params)) return error;
+  constexpr int kBytes = ScanSharedBytes<C>();
+  if (cudaError_t error = cudaFuncSetAttribute(
+          ScanKernel<C>, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes)) {
+    return error;
+  }
+  ScanKernel<C><<<blocks, C::kThreads, kBytes, stream>>>(params);
   return cudaGetLastError();
 }
 

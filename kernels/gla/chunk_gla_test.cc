@@ -4,60 +4,21 @@
 #include <cmath>
 #include <limits>
 #include <string>
-#include <vector>
+#include <tuple>
 
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "gtest/gtest.h"
 #include "kernels/base/philox.h"
+#include "kernels/device/test_device.h"
+#include "kernels/gla/chunk_gla_runner.h"
 #include "kernels/gla/gla_reference_problem.h"
-#include "kernels/testing/poison.h"
-#include "kernels/testing/relative_rms.h"
-#include "kernels/testing/test_context.h"
+#include "kernels/testing/random_tensor.h"
 
 namespace gla {
 namespace {
 
 constexpr float kInf = std::numeric_limits<float>::infinity();
-
-void RunForward(const ExecutionContext& ctx, const GlaProblem& problem,
-                TensorView<float, 1> saved, GlaResults* results) {
-  ChunkGlaFwdArgs fwd;
-  fwd.q = problem.q;
-  fwd.k = problem.k;
-  fwd.v = problem.v;
-  fwd.g = problem.g;
-  if (problem.with_initial_state) fwd.initial_state = problem.initial_state;
-  fwd.cu_seqlens = problem.shape.cu_seqlens;
-  fwd.scale = problem.scale;
-  fwd.o = results->o;
-  fwd.final_state = results->final_state;
-  fwd.saved = saved;
-  ChunkGlaFwd(ctx, fwd);
-}
-
-GlaResults RunChunk(const ExecutionContext& ctx, const GlaProblem& problem) {
-  GlaResults results(problem.shape);
-  OwnedTensor<float, 1> saved = PoisonedTensor<1>({ChunkGlaSavedFloats(
-      problem.shape.keys(), problem.shape.values(), problem.shape.cu_seqlens)});
-  RunForward(ctx, problem, saved, &results);
-  ChunkGlaBwdArgs bwd;
-  bwd.q = problem.q;
-  bwd.k = problem.k;
-  bwd.v = problem.v;
-  bwd.g = problem.g;
-  if (problem.with_initial_state) bwd.initial_state = problem.initial_state;
-  bwd.cu_seqlens = problem.shape.cu_seqlens;
-  bwd.scale = problem.scale;
-  bwd.saved = saved;
-  bwd.d_o = problem.d_o;
-  if (problem.with_d_final_state) bwd.d_final_state = problem.d_final_state;
-  bwd.dq = results.dq;
-  bwd.dk = results.dk;
-  bwd.dv = results.dv;
-  bwd.dg = results.dg;
-  bwd.d_initial_state = results.d_initial_state;
-  ChunkGlaBwd(ctx, bwd);
-  return results;
-}
 
 bool SameBits(const GlaResults& a, const GlaResults& b) {
   return a.o == b.o && a.final_state == b.final_state && a.dq == b.dq &&
@@ -65,51 +26,84 @@ bool SameBits(const GlaResults& a, const GlaResults& b) {
          a.d_initial_state == b.d_initial_state;
 }
 
-void ExpectMatchesReference(const GlaProblem& problem) {
-  TestContext test;
-  ExpectGlaResults(1e-4, RunChunk(test.ctx(), problem),
-                   ComputeExpected(problem));
+void ExpectMatchesReference(Device device, const GlaProblem& any) {
+  TestDevice test(device);
+  const GlaProblem problem = RoundedFor(device, any);
+  ExpectChunkGlaResults(device, RunChunkGla(test, problem),
+                        ComputeExpected(problem));
 }
 
 // ---------------------------------------------------------------------------
 // Shapes.
 
-class ChunkGlaShapes : public testing::TestWithParam<GlaShape> {};
+class ChunkGlaShapes
+    : public testing::TestWithParam<std::tuple<Device, GlaShape>> {
+ protected:
+  void SetUp() override {
+    if (!IsPresent(device())) GTEST_SKIP() << "no GPU on this machine";
+  }
+  Device device() const { return std::get<0>(GetParam()); }
+  const GlaShape& shape() const { return std::get<1>(GetParam()); }
+};
 
 TEST_P(ChunkGlaShapes, MatchReference) {
-  GlaProblem problem(GetParam(), /*normalizer=*/4, /*seed=*/1);
-  ExpectMatchesReference(problem);
+  GlaProblem problem(shape(), /*normalizer=*/4, /*seed=*/1);
+  ExpectMatchesReference(device(), problem);
 }
 
 TEST_P(ChunkGlaShapes, MatchReferenceWithoutStates) {
-  GlaProblem problem(GetParam(), /*normalizer=*/4, /*seed=*/2);
+  GlaProblem problem(shape(), /*normalizer=*/4, /*seed=*/2);
   problem.with_initial_state = problem.with_d_final_state = false;
-  ExpectMatchesReference(problem);
+  ExpectMatchesReference(device(), problem);
 }
 
 TEST_P(ChunkGlaShapes, MatchReferenceWithStrongGates) {
-  GlaProblem problem(GetParam(), /*normalizer=*/0.1, /*seed=*/3);
-  ExpectMatchesReference(problem);
+  GlaProblem problem(shape(), /*normalizer=*/0.1, /*seed=*/3);
+  ExpectMatchesReference(device(), problem);
+}
+
+template <typename Shapes>
+auto OnAllDevices(const Shapes& shapes) {
+  return testing::Combine(testing::ValuesIn(DevicesInBuild()), shapes);
+}
+
+std::string ShapeName(
+    const testing::TestParamInfo<std::tuple<Device, GlaShape>>& info) {
+  const auto& [device, shape] = info.param;
+  const std::string packed = shape.cu_seqlens.empty()
+                                 ? ""
+                                 : "_" + absl::StrJoin(shape.cu_seqlens, "_");
+  return absl::StrCat(device == Device::kCpu ? "Cpu" : "Cuda", "_B", shape.B,
+                      "_T", shape.T, "_H", shape.H, "_K", shape.K, "_V",
+                      shape.V, packed);
 }
 
 INSTANTIATE_TEST_SUITE_P(
     Tokens, ChunkGlaShapes,
-    testing::Values(GlaShape{2, 1, 2, 16, 16}, GlaShape{2, 15, 2, 16, 32},
-                    GlaShape{1, 63, 3, 16, 16}, GlaShape{3, 64, 1, 16, 24},
-                    GlaShape{2, 65, 2, 16, 16}, GlaShape{1, 127, 2, 32, 16},
-                    GlaShape{1, 300, 1, 8, 8}));
+    OnAllDevices(testing::Values(
+        GlaShape{2, 1, 2, 16, 16}, GlaShape{2, 15, 2, 16, 32},
+        GlaShape{1, 63, 3, 16, 16}, GlaShape{3, 64, 1, 16, 24},
+        GlaShape{2, 65, 2, 16, 16}, GlaShape{1, 127, 2, 32, 16},
+        GlaShape{1, 300, 1, 8, 8}, GlaShape{2, 257, 2, 64, 128})),
+    ShapeName);
 INSTANTIATE_TEST_SUITE_P(
     Heads, ChunkGlaShapes,
-    testing::Values(GlaShape{2, 70, 2, 1, 1}, GlaShape{2, 70, 3, 3, 5},
-                    GlaShape{1, 70, 2, 60, 100}, GlaShape{1, 130, 1, 100, 60},
-                    GlaShape{1, 130, 1, 128, 256}, GlaShape{1, 70, 1, 320, 1},
-                    GlaShape{1, 70, 1, 1, 512}));
+    OnAllDevices(testing::Values(
+        GlaShape{2, 70, 2, 1, 1}, GlaShape{2, 70, 3, 3, 5},
+        GlaShape{1, 70, 2, 60, 100}, GlaShape{1, 130, 1, 100, 60},
+        GlaShape{1, 130, 1, 128, 256}, GlaShape{1, 70, 1, 320, 1},
+        GlaShape{1, 70, 1, 1, 512}, GlaShape{1, 200, 2, 128, 128},
+        GlaShape{1, 130, 1, 256, 512})),
+    ShapeName);
 INSTANTIATE_TEST_SUITE_P(
     Packed, ChunkGlaShapes,
-    testing::Values(GlaShape{1, 15, 4, 64, 64, {0, 15}},
-                    GlaShape{1, 16, 2, 16, 16, {0, 0, 16}},
-                    GlaShape{1, 200, 2, 20, 36, {0, 1, 1, 66, 130, 199, 200}},
-                    GlaShape{1, 3, 2, 8, 8, {0, 1, 2, 3, 3}}));
+    OnAllDevices(testing::Values(
+        GlaShape{1, 15, 4, 64, 64, {0, 15}},
+        GlaShape{1, 16, 2, 16, 16, {0, 0, 16}},
+        GlaShape{1, 200, 2, 20, 36, {0, 1, 1, 66, 130, 199, 200}},
+        GlaShape{1, 3, 2, 8, 8, {0, 1, 2, 3, 3}},
+        GlaShape{1, 200, 2, 64, 128, {0, 1, 1, 66, 130, 199, 200}})),
+    ShapeName);
 
 // ---------------------------------------------------------------------------
 // Gates.
@@ -127,71 +121,76 @@ GlaProblem WithGates(Gate gate) {
   return problem;
 }
 
-TEST(ChunkGlaGates, AreAccurateAtNormalizer16) {
-  ExpectMatchesReference(
-      WithGates([](int64_t, int64_t, float g, float) { return g / 16; }));
+class ChunkGlaGates : public testing::TestWithParam<Device> {
+ protected:
+  void SetUp() override {
+    if (!IsPresent(GetParam())) GTEST_SKIP() << "no GPU on this machine";
+  }
+  static void Expect(const GlaProblem& problem) {
+    ExpectMatchesReference(GetParam(), problem);
+  }
+};
+INSTANTIATE_TEST_SUITE_P(Devices, ChunkGlaGates,
+                         testing::ValuesIn(DevicesInBuild()), DeviceName);
+
+TEST_P(ChunkGlaGates, AreAccurateAtNormalizer16) {
+  Expect(WithGates([](int64_t, int64_t, float g, float) { return g / 16; }));
 }
 
-TEST(ChunkGlaGates, AreAccurateAtNormalizer1) {
-  ExpectMatchesReference(
-      WithGates([](int64_t, int64_t, float g, float) { return g; }));
+TEST_P(ChunkGlaGates, AreAccurateAtNormalizer1) {
+  Expect(WithGates([](int64_t, int64_t, float g, float) { return g; }));
 }
 
-TEST(ChunkGlaGates, AreAccurateAtSevenPerStepEverywhere) {
-  ExpectMatchesReference(
-      WithGates([](int64_t, int64_t, float, float) { return -7.0f; }));
+TEST_P(ChunkGlaGates, AreAccurateAtSevenPerStepEverywhere) {
+  Expect(WithGates([](int64_t, int64_t, float, float) { return -7.0f; }));
 }
 
-TEST(ChunkGlaGates, AreAccurateWhenAllZero) {
-  ExpectMatchesReference(
-      WithGates([](int64_t, int64_t, float, float) { return 0.0f; }));
+TEST_P(ChunkGlaGates, AreAccurateWhenAllZero) {
+  Expect(WithGates([](int64_t, int64_t, float, float) { return 0.0f; }));
 }
 
-TEST(ChunkGlaGates, AreAccurateWithSingleChannelsAtThirtyPerStep) {
-  ExpectMatchesReference(WithGates([](int64_t, int64_t i, float g, float) {
+TEST_P(ChunkGlaGates, AreAccurateWithSingleChannelsAtThirtyPerStep) {
+  Expect(WithGates([](int64_t, int64_t i, float g, float) {
     return i % 11 == 3 ? -30.0f : g / 16;
   }));
 }
 
-TEST(ChunkGlaGates, AreAccurateWithRandomResets) {
-  ExpectMatchesReference(
-      WithGates([](int64_t, int64_t, float g, float uniform) {
-        return uniform < 0.05f ? -kInf : g / 16;
-      }));
+TEST_P(ChunkGlaGates, AreAccurateWithRandomResets) {
+  Expect(WithGates([](int64_t, int64_t, float g, float uniform) {
+    return uniform < 0.05f ? -kInf : g / 16;
+  }));
 }
 
-TEST(ChunkGlaGates, AreAccurateWhenMixed) {
-  ExpectMatchesReference(
-      WithGates([](int64_t t, int64_t i, float g, float uniform) {
-        if (uniform < 0.002f) return -kInf;
-        if (uniform < 0.01f) return -30.0f;
-        if (i % 5 == 0) return 0.0f;
-        return t < 100 ? g / 16 : g * static_cast<float>(i % 7);
-      }));
+TEST_P(ChunkGlaGates, AreAccurateWhenMixed) {
+  Expect(WithGates([](int64_t t, int64_t i, float g, float uniform) {
+    if (uniform < 0.002f) return -kInf;
+    if (uniform < 0.01f) return -30.0f;
+    if (i % 5 == 0) return 0.0f;
+    return t < 100 ? g / 16 : g * static_cast<float>(i % 7);
+  }));
 }
 
 // Chunks just inside and just outside of what one frame can hold.
-TEST(ChunkGlaGates, AreAccurateOnBothSidesOfTheFrameLimit) {
+TEST_P(ChunkGlaGates, AreAccurateOnBothSidesOfTheFrameLimit) {
   for (const float total : {-59.9f, -60.1f}) {
-    ExpectMatchesReference(
-        WithGates([total](int64_t, int64_t i, float g, float) {
-          return i < 3 ? total / 64 : g / 16;
-        }));
+    Expect(WithGates([total](int64_t, int64_t i, float g, float) {
+      return i < 3 ? total / 64 : g / 16;
+    }));
     // All of it at once, early or late in the chunk.
     for (const int64_t strong : {1, 63}) {
-      ExpectMatchesReference(WithGates([=](int64_t t, int64_t i, float, float) {
+      Expect(WithGates([=](int64_t t, int64_t i, float, float) {
         return i < 12 && t % 64 == strong ? total : 0.0f;
       }));
     }
   }
 }
 
-TEST(ChunkGlaGates, ForgetExactlyAtAResetOfAllChannels) {
-  TestContext test;
+TEST_P(ChunkGlaGates, ForgetExactlyAtAResetOfAllChannels) {
+  TestDevice test(GetParam());
   GlaProblem problem = WithGates([](int64_t t, int64_t, float g, float) {
     return t == 100 ? -kInf : g / 16;
   });
-  const GlaResults results = RunChunk(test.ctx(), problem);
+  const GlaResults results = RunChunkGla(test, problem);
   const GlaShape& shape = problem.shape;
   for (int64_t i = 0; i < shape.H * shape.K; ++i) {
     EXPECT_EQ(results.dg[100 * shape.H * shape.K + i], 0);
@@ -199,7 +198,7 @@ TEST(ChunkGlaGates, ForgetExactlyAtAResetOfAllChannels) {
   // What came before does not matter, whatever it was.
   GlaProblem other = problem;
   for (int64_t i = 0; i < 100 * shape.H * shape.V; ++i) other.v[i] += 1;
-  const GlaResults others = RunChunk(test.ctx(), other);
+  const GlaResults others = RunChunkGla(test, other);
   for (int64_t i = 100 * shape.H * shape.V; i < shape.T * shape.H * shape.V;
        ++i) {
     ASSERT_EQ(results.o[i], others.o[i]) << i;
@@ -213,17 +212,32 @@ GlaProblem AnyProblem() {
   return GlaProblem({2, 150, 3, 40, 48}, /*normalizer=*/0.5, /*seed=*/11);
 }
 
-TEST(ChunkGla, HasTheSameBitsForAnyNumberOfThreads) {
+class ChunkGla : public testing::TestWithParam<Device> {
+ protected:
+  void SetUp() override {
+    if (!IsPresent(GetParam())) GTEST_SKIP() << "no GPU on this machine";
+  }
+};
+INSTANTIATE_TEST_SUITE_P(Devices, ChunkGla, testing::ValuesIn(DevicesInBuild()),
+                         DeviceName);
+
+TEST_P(ChunkGla, HasTheSameBitsEveryTimeForAnyNumberOfThreads) {
   const GlaProblem problem = AnyProblem();
-  TestContext one(1), three(3);
-  const GlaResults results = RunChunk(one.ctx(), problem);
-  EXPECT_TRUE(SameBits(results, RunChunk(three.ctx(), problem)));
+  TestDevice one(GetParam(), 1);
+  const GlaResults results = RunChunkGla(one, problem);
   for (int repeat = 0; repeat < 20; ++repeat) {
-    ASSERT_TRUE(SameBits(results, RunChunk(three.ctx(), problem)));
+    TestDevice three(GetParam(), 3);
+    ASSERT_TRUE(SameBits(results, RunChunkGla(three, problem)));
   }
 }
 
-TEST(ChunkGla, HasTheSameBitsAloneAndInABatch) {
+TEST_P(ChunkGla, HasTheSameOutputsWhereThereIsNoBackwardPass) {
+  const GlaProblem problem = AnyProblem();
+  TestDevice test(GetParam());
+  EXPECT_EQ(RunChunkGlaOutput(test, problem), RunChunkGla(test, problem).o);
+}
+
+TEST(ChunkGlaCpu, HasTheSameBitsAloneAndInABatch) {
   const GlaProblem batch({3, 100, 2, 32, 40}, /*normalizer=*/1, /*seed=*/5);
   GlaProblem alone({1, 100, 2, 32, 40}, /*normalizer=*/1, /*seed=*/5);
   auto take_row = [](const OwnedTensor<float, 4>& from, int64_t row,
@@ -235,9 +249,9 @@ TEST(ChunkGla, HasTheSameBitsAloneAndInABatch) {
   take_row(batch.v, 1, &alone.v);
   take_row(batch.g, 1, &alone.g);
   take_row(batch.initial_state, 1, &alone.initial_state);
-  TestContext test;
-  const GlaResults all = RunChunk(test.ctx(), batch);
-  const GlaResults one = RunChunk(test.ctx(), alone);
+  TestDevice test(Device::kCpu);
+  const GlaResults all = RunChunkGla(test, batch);
+  const GlaResults one = RunChunkGla(test, alone);
   for (size_t i = 0; i < one.o.size(); ++i) {
     ASSERT_EQ(one.o[i], all.o[one.o.size() + i]) << i;
   }
@@ -246,11 +260,11 @@ TEST(ChunkGla, HasTheSameBitsAloneAndInABatch) {
   }
 }
 
-TEST(ChunkGla, OutputsDoNotDependOnLaterTokens) {
-  TestContext test;
+TEST_P(ChunkGla, OutputsDoNotDependOnLaterTokens) {
+  TestDevice test(GetParam());
   for (const double normalizer : {16.0, 0.1}) {
     const GlaProblem problem({1, 150, 2, 32, 40}, normalizer, /*seed=*/5);
-    const GlaResults results = RunChunk(test.ctx(), problem);
+    const GlaResults results = RunChunkGla(test, problem);
     for (const int64_t changed : {1, 40, 64, 100, 149}) {
       GlaProblem other = problem;
       const int64_t key = changed * 2 * 32, value = changed * 2 * 40;
@@ -261,7 +275,7 @@ TEST(ChunkGla, OutputsDoNotDependOnLaterTokens) {
         if (normalizer == 16) other.g[i] *= 0.5f;
       }
       for (int64_t i = value; i < value + 2 * 40; ++i) other.v[i] *= 3;
-      const GlaResults others = RunChunk(test.ctx(), other);
+      const GlaResults others = RunChunkGla(test, other);
       for (int64_t i = 0; i < value; ++i) {
         ASSERT_EQ(results.o[i], others.o[i]) << i << " changed " << changed;
       }
@@ -269,10 +283,10 @@ TEST(ChunkGla, OutputsDoNotDependOnLaterTokens) {
   }
 }
 
-TEST(ChunkGla, WorksWithoutOptionalArguments) {
+TEST(ChunkGlaCpu, WorksWithoutOptionalArguments) {
   const GlaProblem problem = AnyProblem();
-  TestContext test;
-  const GlaResults all = RunChunk(test.ctx(), problem);
+  TestDevice test(Device::kCpu);
+  const GlaResults all = RunChunkGla(test, problem);
 
   ChunkGlaFwdArgs fwd;
   fwd.q = problem.q;
@@ -317,20 +331,29 @@ TEST(ChunkGla, WorksWithoutOptionalArguments) {
   EXPECT_EQ(few.dv, all.dv);
 }
 
-TEST(ChunkGla, AllocatesNothingFromTheSecondCallOn) {
+TEST(ChunkGlaCpu, AllocatesNothingFromTheSecondCallOn) {
   const GlaProblem problem({2, 130, 2, 128, 256}, 0.1, /*seed=*/1);
-  TestContext test;
-  RunChunk(test.ctx(), problem);
-  const int64_t reserved = test.scratch().reserved_bytes();
-  RunChunk(test.ctx(), problem);
-  EXPECT_EQ(test.scratch().reserved_bytes(), reserved);
+  TestDevice test(Device::kCpu);
+  RunChunkGla(test, problem);
+  const int64_t reserved = test.ctx().scratch->reserved_bytes();
+  RunChunkGla(test, problem);
+  EXPECT_EQ(test.ctx().scratch->reserved_bytes(), reserved);
+}
+
+TEST(ChunkGlaDeathTest, RefusesTypesThatTheDeviceDoesNotHave) {
+  TestDevice test(Device::kCpu);
+  ExecutionContext cuda = test.ctx();
+  cuda.device = Device::kCuda;
+  EXPECT_DEATH(ChunkGlaFwd(cuda, ChunkGlaFwdArgs{}), "float is for the CPU");
+  EXPECT_DEATH(ChunkGlaFwd(test.ctx(), ChunkGlaFwdArgsOf<BFloat16>{}),
+               "16-bit floating point for CUDA");
 }
 
 TEST(ChunkGlaDeathTest, RefusesSequencesThatDoNotCoverTheTokens) {
   GlaProblem problem({1, 20, 1, 4, 4}, 1, /*seed=*/1);
   problem.shape.cu_seqlens = {0, 19};
-  TestContext test;
-  EXPECT_DEATH(RunChunk(test.ctx(), problem), "cu_seqlens");
+  TestDevice test(Device::kCpu);
+  EXPECT_DEATH(RunChunkGla(test, problem), "cu_seqlens");
 }
 
 }  // namespace

@@ -5,7 +5,7 @@
 //
 // (GLA, arXiv:2312.06635 section 4.4; fla layers/gla.py, `gk`, with
 // gate_logit_normalizer 16.) The projection itself is two matrix products.
-// Deterministic. CPU only so far.
+// Deterministic. CPU and CUDA; on CUDA GateBwd takes device workspace.
 #ifndef GLA_KERNELS_GLA_GATE_H_
 #define GLA_KERNELS_GLA_GATE_H_
 

@@ -3,15 +3,16 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <optional>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "gtest/gtest.h"
+#include "kernels/device/test_device.h"
 #include "kernels/testing/finite_difference.h"
 #include "kernels/testing/random_tensor.h"
 #include "kernels/testing/relative_rms.h"
-#include "kernels/testing/test_context.h"
 
 namespace gla {
 namespace {
@@ -83,35 +84,47 @@ struct Problem {
 };
 
 struct Result {
-  explicit Result(const Problem& p)
-      : g(PoisonedTensor<2>(p.shape)),
-        dlogits(PoisonedTensor<2>(p.shape)),
-        dbias(p.dbias) {}
   Matrix g, dlogits;
   Vector dbias;
 };
 
-Result Compute(const ExecutionContext& ctx, const Problem& p) {
-  Result r(p);
-  GateFwd(ctx, {.logits = p.logits,
-                .bias = p.bias,
-                .normalizer = p.normalizer,
-                .g = r.g});
-  GateBwd(ctx, {.dg = p.dg,
-                .g = r.g,
-                .normalizer = p.normalizer,
-                .dlogits = r.dlogits,
-                .dbias = r.dbias});
-  return r;
+Result Compute(TestDevice& device, const Problem& p) {
+  const auto g = device.Upload(PoisonedTensor<2>(p.shape));
+  const auto dlogits = device.Upload(PoisonedTensor<2>(p.shape));
+  const auto dbias = device.Upload(p.dbias);
+  GateFwd(device.ctx(), {.logits = device.Upload(p.logits),
+                         .bias = device.Upload(p.bias),
+                         .normalizer = p.normalizer,
+                         .g = g});
+  GateBwd(device.ctx(), {.dg = device.Upload(p.dg),
+                         .g = g,
+                         .normalizer = p.normalizer,
+                         .dlogits = dlogits,
+                         .dbias = dbias});
+  return {device.Download(g), device.Download(dlogits), device.Download(dbias)};
 }
 
-TEST(Gate, MatchesReferenceInAllShapes) {
-  TestContext test;
+class GateTest : public testing::TestWithParam<Device> {
+ protected:
+  void SetUp() override {
+    if (!IsPresent(GetParam())) GTEST_SKIP() << "no GPU on this machine";
+    device_.emplace(GetParam());
+  }
+  TestDevice& device() { return *device_; }
+
+ private:
+  std::optional<TestDevice> device_;
+};
+
+INSTANTIATE_TEST_SUITE_P(Devices, GateTest, testing::ValuesIn(DevicesInBuild()),
+                         DeviceName);
+
+TEST_P(GateTest, MatchesReferenceInAllShapes) {
   for (const Shape& shape : kShapes) {
     for (const float normalizer : {16.0f, 1.0f, 0.1f}) {
       SCOPED_TRACE(absl::StrCat(absl::StrJoin(shape, "x"), " / ", normalizer));
       const Problem p(shape, normalizer);
-      const Result got = Compute(test.ctx(), p);
+      const Result got = Compute(device(), p);
       const Reference want = p.Solve();
       EXPECT_TRUE(RelativeRmsAtMost(kTolerance, got.g.values(), want.g));
       EXPECT_TRUE(
@@ -124,15 +137,14 @@ TEST(Gate, MatchesReferenceInAllShapes) {
 
 // Every element to its own relative accuracy: the gate near one (g near 0),
 // where 1 - exp would cancel, and the gate near zero.
-TEST(Gate, IsAccurateFromOpenToClosed) {
-  TestContext test;
+TEST_P(GateTest, IsAccurateFromOpenToClosed) {
   Problem p({1, 1001});
   for (int64_t d = 0; d < 1001; ++d) {
     p.logits[d] = -80 + 0.16f * d;
     p.bias[d] = 0;
     p.dg[d] = 1;
   }
-  const Result got = Compute(test.ctx(), p);
+  const Result got = Compute(device(), p);
   const Reference want = p.Solve();
   for (int64_t d = 0; d < 1001; ++d) {
     EXPECT_NEAR(got.g[d] / want.g[d], 1, 1e-6) << p.logits[d];
@@ -140,12 +152,11 @@ TEST(Gate, IsAccurateFromOpenToClosed) {
   }
 }
 
-TEST(Gate, AClosedGateHasAFiniteGradient) {
-  TestContext test;
+TEST_P(GateTest, AClosedGateHasAFiniteGradient) {
   Problem p({1, 4});
   const float logits[] = {-kInf, -1e30f, 1e30f, kInf};
   for (int d = 0; d < 4; ++d) p.logits[d] = logits[d];
-  const Result got = Compute(test.ctx(), p);
+  const Result got = Compute(device(), p);
   EXPECT_EQ(got.g[0], -kInf);
   EXPECT_EQ(got.dlogits[0], p.dg[0] / kNormalizer);
   EXPECT_FLOAT_EQ(got.g[1], -1e30f / kNormalizer);
@@ -156,35 +167,40 @@ TEST(Gate, AClosedGateHasAFiniteGradient) {
   }
 }
 
-TEST(Gate, OutputsMayAliasInputs) {
-  TestContext test;
-  Problem p({5, 100});
-  const Result want = Compute(test.ctx(), p);
-  GateFwd(test.ctx(), {.logits = p.logits,
-                       .bias = p.bias,
-                       .normalizer = kNormalizer,
-                       .g = p.logits});
-  EXPECT_EQ(p.logits, want.g);
-  GateBwd(test.ctx(), {.dg = p.dg,
-                       .g = want.g,
-                       .normalizer = kNormalizer,
-                       .dlogits = p.dg,
-                       .dbias = p.dbias});
-  EXPECT_EQ(p.dg, want.dlogits);
-  EXPECT_EQ(p.dbias, want.dbias);
+TEST_P(GateTest, OutputsMayAliasInputs) {
+  for (const int64_t D : {37, 104}) {
+    const Problem p({5, D});
+    const Result want = Compute(device(), p);
+    const auto logits = device().Upload(p.logits);
+    GateFwd(device().ctx(), {.logits = logits,
+                             .bias = device().Upload(p.bias),
+                             .normalizer = kNormalizer,
+                             .g = logits});
+    EXPECT_EQ(device().Download(logits), want.g);
+    const auto dg = device().Upload(p.dg);
+    const auto dbias = device().Upload(p.dbias);
+    GateBwd(device().ctx(), {.dg = dg,
+                             .g = device().Upload(want.g),
+                             .normalizer = kNormalizer,
+                             .dlogits = dg,
+                             .dbias = dbias});
+    EXPECT_EQ(device().Download(dg), want.dlogits);
+    EXPECT_EQ(device().Download(dbias), want.dbias);
+  }
 }
 
-TEST(Gate, HasTheSameBitsForAnyThreadCount) {
-  const Problem p({517, 84});
-  TestContext one(1);
-  const Result want = Compute(one.ctx(), p);
-  for (const int num_threads : {2, 3, 4}) {
-    TestContext test(num_threads);
-    const Result got = Compute(test.ctx(), p);
+TEST_P(GateTest, RepeatsBitForBitWhateverTheThreadCount) {
+  const Problem p({5170, 88});
+  const Result want = Compute(device(), p);
+  for (const int num_threads : {1, 3, 4}) {
+    TestDevice other(GetParam(), num_threads);
+    const Result got = Compute(other, p);
     EXPECT_EQ(got.g, want.g);
     EXPECT_EQ(got.dlogits, want.dlogits);
     EXPECT_EQ(got.dbias, want.dbias);
   }
+  EXPECT_TRUE(
+      RelativeRmsAtMost(kTolerance, want.dbias.values(), p.Solve().dbias));
 }
 
 TEST(GateReference, GradientsMatchFiniteDifferences) {
@@ -212,10 +228,10 @@ TEST(GateReference, GradientsMatchFiniteDifferences) {
 }
 
 TEST(GateDeathTest, NamesTheTensorWithTheWrongShape) {
-  TestContext test;
+  TestDevice device(Device::kCpu);
   Matrix logits({2, 4}), g({2, 4});
   Vector bias({3});
-  EXPECT_DEATH(GateFwd(test.ctx(), {.logits = logits, .bias = bias, .g = g}),
+  EXPECT_DEATH(GateFwd(device.ctx(), {.logits = logits, .bias = bias, .g = g}),
                "bias: want \\[4\\], got \\[3\\]");
 }
 

@@ -1,53 +1,19 @@
 // The shapes and input distributions of fla's tests (tests/ops/test_gla.py) on
-// the chunk form and the recurrent form, in float32, within 1e-4 relative RMS.
+// the chunk form, on every device, and on the recurrent form on the CPU.
 #include <cstdint>
+#include <string>
+#include <tuple>
 
+#include "absl/strings/str_cat.h"
 #include "gtest/gtest.h"
-#include "kernels/gla/chunk_gla.h"
+#include "kernels/device/test_device.h"
+#include "kernels/gla/chunk_gla_runner.h"
 #include "kernels/gla/gla_reference_problem.h"
 #include "kernels/gla/recurrent_gla.h"
 #include "kernels/testing/random_tensor.h"
-#include "kernels/testing/test_context.h"
 
 namespace gla {
 namespace {
-
-GlaResults RunChunk(const ExecutionContext& ctx, const GlaProblem& problem) {
-  const GlaShape& shape = problem.shape;
-  GlaResults results(shape);
-  OwnedTensor<float, 1> saved = PoisonedTensor<1>(
-      {ChunkGlaSavedFloats(shape.keys(), shape.values(), shape.cu_seqlens)});
-  ChunkGlaFwdArgs fwd;
-  fwd.q = problem.q;
-  fwd.k = problem.k;
-  fwd.v = problem.v;
-  fwd.g = problem.g;
-  fwd.initial_state = problem.initial_state;
-  fwd.cu_seqlens = shape.cu_seqlens;
-  fwd.scale = problem.scale;
-  fwd.o = results.o;
-  fwd.final_state = results.final_state;
-  fwd.saved = saved;
-  ChunkGlaFwd(ctx, fwd);
-  ChunkGlaBwdArgs bwd;
-  bwd.q = problem.q;
-  bwd.k = problem.k;
-  bwd.v = problem.v;
-  bwd.g = problem.g;
-  bwd.initial_state = problem.initial_state;
-  bwd.cu_seqlens = shape.cu_seqlens;
-  bwd.scale = problem.scale;
-  bwd.saved = saved;
-  bwd.d_o = problem.d_o;
-  bwd.d_final_state = problem.d_final_state;
-  bwd.dq = results.dq;
-  bwd.dk = results.dk;
-  bwd.dv = results.dv;
-  bwd.dg = results.dg;
-  bwd.d_initial_state = results.d_initial_state;
-  ChunkGlaBwd(ctx, bwd);
-  return results;
-}
 
 // The recurrent form on one sequence of a packed batch, or on a whole batch.
 class RecurrentRun {
@@ -121,37 +87,53 @@ struct FlaCase {
   double normalizer;
 };
 
-class GlaFlaShapes : public testing::TestWithParam<FlaCase> {};
+class GlaFlaShapes
+    : public testing::TestWithParam<std::tuple<Device, FlaCase>> {};
 
-TEST_P(GlaFlaShapes, BothFormsMatchReference) {
-  const GlaProblem problem(GetParam().shape, GetParam().normalizer,
-                           /*seed=*/42);
+TEST_P(GlaFlaShapes, MatchReference) {
+  const auto& [device, fla] = GetParam();
+  if (!IsPresent(device)) GTEST_SKIP() << "no GPU on this machine";
+  const GlaProblem problem =
+      RoundedFor(device, GlaProblem(fla.shape, fla.normalizer, /*seed=*/42));
   const GlaExpected expected = ComputeExpected(problem);
-  TestContext test;
-  ExpectGlaResults(1e-4, RunChunk(test.ctx(), problem), expected);
-  ExpectGlaResults(1e-4, RunRecurrent(test.ctx(), problem), expected);
+  TestDevice test(device);
+  ExpectChunkGlaResults(device, RunChunkGla(test, problem), expected);
+  if (device == Device::kCpu) {
+    ExpectGlaResults(1e-4, RunRecurrent(test.ctx(), problem), expected);
+  }
 }
 
-INSTANTIATE_TEST_SUITE_P(Batched, GlaFlaShapes,
-                         testing::Values(FlaCase{{1, 63, 1, 64, 64}, 1},
-                                         FlaCase{{2, 1024, 4, 60, 60}, 1},
-                                         FlaCase{{2, 1024, 8, 128, 128}, 0.1},
-                                         FlaCase{{2, 1024, 8, 128, 128}, 1},
-                                         FlaCase{{2, 1024, 8, 128, 128}, 10},
-                                         FlaCase{{4, 2048, 8, 64, 64}, 1},
-                                         FlaCase{{1, 128, 4, 256, 256}, 1},
-                                         FlaCase{{1, 64, 2, 320, 320}, 1},
-                                         FlaCase{{1, 128, 4, 512, 512}, 1}));
+template <typename Cases>
+auto OnAllDevices(const Cases& cases) {
+  return testing::Combine(testing::ValuesIn(DevicesInBuild()), cases);
+}
+
+std::string CaseName(
+    const testing::TestParamInfo<std::tuple<Device, FlaCase>>& info) {
+  const char* device = std::get<0>(info.param) == Device::kCpu ? "Cpu" : "Cuda";
+  return absl::StrCat(device, info.index);
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Batched, GlaFlaShapes,
+    OnAllDevices(testing::Values(
+        FlaCase{{1, 63, 1, 64, 64}, 1}, FlaCase{{2, 1024, 4, 60, 60}, 1},
+        FlaCase{{2, 1024, 8, 128, 128}, 0.1},
+        FlaCase{{2, 1024, 8, 128, 128}, 1}, FlaCase{{2, 1024, 8, 128, 128}, 10},
+        FlaCase{{4, 2048, 8, 64, 64}, 1}, FlaCase{{1, 128, 4, 256, 256}, 1},
+        FlaCase{{1, 64, 2, 320, 320}, 1}, FlaCase{{1, 128, 4, 512, 512}, 1})),
+    CaseName);
 
 INSTANTIATE_TEST_SUITE_P(
     Packed, GlaFlaShapes,
-    testing::Values(
+    OnAllDevices(testing::Values(
         FlaCase{{1, 15, 4, 64, 64, {0, 15}}, 1},
         FlaCase{{1, 16, 4, 64, 64, {0, 0, 16}}, 1},
         FlaCase{{1, 1000, 4, 64, 64, {0, 256, 500, 1000}}, 1},
         FlaCase{{1, 2000, 4, 100, 100, {0, 15, 100, 300, 1200, 2000}}, 1},
         FlaCase{{1, 2048, 4, 64, 64, {0, 1, 100, 300, 1200, 2048}}, 1},
-        FlaCase{{1, 2048, 4, 128, 128, {0, 200, 512, 1200, 2048}}, 1}));
+        FlaCase{{1, 2048, 4, 128, 128, {0, 200, 512, 1200, 2048}}, 1})),
+    CaseName);
 
 }  // namespace
 }  // namespace gla

@@ -51,9 +51,14 @@ struct GlaExpected {
 };
 GlaExpected ComputeExpected(const GlaProblem& problem);
 
-// Expects every tensor within `limit` relative RMS and prints the figures.
-void ExpectGlaResults(double limit, const GlaResults& results,
+// Expects dg within `dg_limit` relative RMS, every other tensor within `limit`,
+// and prints the figures.
+void ExpectGlaResults(double limit, double dg_limit, const GlaResults& results,
                       const GlaExpected& expected);
+inline void ExpectGlaResults(double limit, const GlaResults& results,
+                             const GlaExpected& expected) {
+  ExpectGlaResults(limit, limit, results, expected);
+}
 
 }  // namespace gla
 

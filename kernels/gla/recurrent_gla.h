@@ -6,7 +6,8 @@
 // on states that live in a pool of slots and are updated in place. (fla
 // `fused_recurrent_gla`.) Float32. Every row's result has the same bits
 // whatever the other rows are and however its tokens are split over calls.
-// CPU only so far.
+// CPU; CUDA for head sizes K, V up to 512, where RecurrentGlaBwd takes device
+// workspace.
 #ifndef GLA_KERNELS_GLA_RECURRENT_GLA_H_
 #define GLA_KERNELS_GLA_RECURRENT_GLA_H_
 
@@ -24,7 +25,7 @@ struct RecurrentGlaFwdArgs {
   TensorView<const float, 4> v;     // [B, T, H, V]
   TensorView<const float, 4> g;     // [B, T, H, K] log gate, <= 0; -inf resets
   absl::Span<const int32_t> slots;  // [B] row b's state; all different; empty:
-                                    // slot b
+                                    // slot b; memory of the context's device
   float scale = 1;                  // usually 1 / sqrt(K)
   // Outputs.
   TensorView<float, 4> o;      // [B, T, H, V] overwritten

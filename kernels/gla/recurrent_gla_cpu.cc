@@ -3,12 +3,12 @@
 // its first byte to its last, past one row of v and one of o that stay in
 // cache. (Several rows at a time save cache traffic but disturb the prefetcher:
 // half the speed on states that come from memory.)
+#include "kernels/gla/recurrent_gla_cpu.h"
+
 #include <algorithm>
 #include <cmath>
 
-#include "glog/logging.h"
 #include "kernels/base/vector_math.h"
-#include "kernels/gla/recurrent_gla.h"
 
 namespace gla {
 namespace {
@@ -189,54 +189,10 @@ void BackwardHead(const RecurrentGlaBwdArgs& args, int64_t b, int64_t h,
   }
 }
 
-void CheckArgs(const RecurrentGlaFwdArgs& args) {
-  const auto [B, T, H, K] = args.k.shape();
-  const int64_t V = args.v.dim(3), slots = args.state.dim(0);
-  CheckShape("q", args.q, {B, T, H, K});
-  CheckShape("v", args.v, {B, T, H, V});
-  CheckShape("g", args.g, {B, T, H, K});
-  CheckShape("o", args.o, {B, T, H, V});
-  CheckShape("state", args.state, {slots, H, K, V});
-  if (args.slots.empty()) {
-    CHECK_LE(B, slots) << "rows without a state slot";
-    return;
-  }
-  CHECK_EQ(static_cast<int64_t>(args.slots.size()), B) << "slots";
-  for (int32_t slot : args.slots) {
-    CHECK(slot >= 0 && slot < slots) << "slot " << slot << " of " << slots;
-  }
-}
-
-void CheckArgs(const RecurrentGlaBwdArgs& args) {
-  const auto [B, T, H, K] = args.k.shape();
-  const int64_t V = args.v.dim(3);
-  const std::array<int64_t, 4> keys = {B, T, H, K}, values = {B, T, H, V},
-                               state = {B, H, K, V};
-  CheckShape("q", args.q, keys);
-  CheckShape("v", args.v, values);
-  CheckShape("g", args.g, keys);
-  CheckShape("d_o", args.d_o, values);
-  CheckShape("dq", args.dq, keys);
-  CheckShape("dk", args.dk, keys);
-  CheckShape("dv", args.dv, values);
-  CheckShape("dg", args.dg, keys);
-  if (!args.initial_state.empty()) {
-    CheckShape("initial_state", args.initial_state, state);
-  }
-  if (!args.d_final_state.empty()) {
-    CheckShape("d_final_state", args.d_final_state, state);
-  }
-  if (!args.d_initial_state.empty()) {
-    CheckShape("d_initial_state", args.d_initial_state, state);
-  }
-}
-
 }  // namespace
 
-void RecurrentGlaFwd(const ExecutionContext& ctx,
-                     const RecurrentGlaFwdArgs& args) {
-  CHECK(ctx.device == Device::kCpu) << "RecurrentGlaFwd runs on the CPU only";
-  CheckArgs(args);
+void RecurrentGlaFwdCpu(const ExecutionContext& ctx,
+                        const RecurrentGlaFwdArgs& args) {
   const auto [B, T, H, K] = args.k.shape();
   const int64_t V = args.v.dim(3);
   ArenaScope scope(ctx.scratch);
@@ -264,10 +220,8 @@ void RecurrentGlaFwd(const ExecutionContext& ctx,
   });
 }
 
-void RecurrentGlaBwd(const ExecutionContext& ctx,
-                     const RecurrentGlaBwdArgs& args) {
-  CHECK(ctx.device == Device::kCpu) << "RecurrentGlaBwd runs on the CPU only";
-  CheckArgs(args);
+void RecurrentGlaBwdCpu(const ExecutionContext& ctx,
+                        const RecurrentGlaBwdArgs& args) {
   const auto [B, T, H, K] = args.k.shape();
   const int64_t state_size = K * args.v.dim(3), segment = SegmentTokens(T);
   const int64_t segments = 1 + T / segment;

@@ -1,6 +1,6 @@
-// Recurrent GLA on a GPU: what recurrent_gla.h computes, on device pointers with
-// run-time element types. recurrent_gla.cc and the C interface call it; both
-// have checked their arguments. Needs the CUDA runtime and nothing else.
+// Recurrent GLA on a GPU: what recurrent_gla.h computes, on device pointers
+// with run-time element types. recurrent_gla.cc and the C interface call it;
+// both have checked their arguments. Needs the CUDA runtime and nothing else.
 // Float32 arithmetic and states. Queued on `stream`; allocates nothing;
 // deterministic; a row's bits do not depend on the other rows.
 #ifndef GLA_KERNELS_GLA_RECURRENT_GLA_CUDA_H_

@@ -5,12 +5,35 @@
 #include "glog/logging.h"
 #include "kernels/base/row_blocks.h"
 #include "kernels/base/vector_math.h"
+#ifdef GLA_CUDA
+#include "kernels/base/cuda_check.h"
+#include "kernels/norm/gated_rms_norm_cuda.h"
+#endif
 
 namespace gla {
 namespace {
 
 using Matrix = std::array<int64_t, 2>;
 using Vector = std::array<int64_t, 1>;
+
+void CheckShapes(const GatedRmsNormFwdArgs& args) {
+  const Matrix shape = args.x.shape();
+  CheckShape("gate", args.gate, shape);
+  CheckShape("weight", args.weight, Vector{shape[1]});
+  CheckShape("y", args.y, shape);
+  if (!args.rstd.empty()) CheckShape("rstd", args.rstd, Vector{shape[0]});
+}
+
+void CheckShapes(const GatedRmsNormBwdArgs& args) {
+  const Matrix shape = args.x.shape();
+  CheckShape("dy", args.dy, shape);
+  CheckShape("gate", args.gate, shape);
+  CheckShape("weight", args.weight, Vector{shape[1]});
+  CheckShape("rstd", args.rstd, Vector{shape[0]});
+  CheckShape("dx", args.dx, shape);
+  CheckShape("dgate", args.dgate, shape);
+  CheckShape("dweight", args.dweight, Vector{shape[1]});
+}
 
 void ForwardRow(const GatedRmsNormFwdArgs& args, int64_t row) {
   const int64_t V = args.x.dim(1);
@@ -69,42 +92,83 @@ void BackwardRow(const GatedRmsNormBwdArgs& args, int64_t row, float* dweight) {
   });
 }
 
-}  // namespace
-
-void GatedRmsNormFwd(const ExecutionContext& ctx,
-                     const GatedRmsNormFwdArgs& args) {
-  CHECK(ctx.device == Device::kCpu) << "GatedRmsNormFwd: CPU only so far";
-  const Matrix shape = args.x.shape();
-  CheckShape("gate", args.gate, shape);
-  CheckShape("weight", args.weight, Vector{shape[1]});
-  CheckShape("y", args.y, shape);
-  if (!args.rstd.empty()) CheckShape("rstd", args.rstd, Vector{shape[0]});
-
-  ctx.threads->ParallelRanges(shape[0], RowGrain(shape[1]),
-                              [&](int64_t begin, int64_t end) {
-                                for (int64_t row = begin; row < end; ++row)
-                                  ForwardRow(args, row);
-                              });
+void FwdCpu(const ExecutionContext& ctx, const GatedRmsNormFwdArgs& args) {
+  const auto [M, V] = args.x.shape();
+  ctx.threads->ParallelRanges(M, RowGrain(V), [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) ForwardRow(args, row);
+  });
 }
 
-void GatedRmsNormBwd(const ExecutionContext& ctx,
-                     const GatedRmsNormBwdArgs& args) {
-  CHECK(ctx.device == Device::kCpu) << "GatedRmsNormBwd: CPU only so far";
-  const Matrix shape = args.x.shape();
-  CheckShape("dy", args.dy, shape);
-  CheckShape("gate", args.gate, shape);
-  CheckShape("weight", args.weight, Vector{shape[1]});
-  CheckShape("rstd", args.rstd, Vector{shape[0]});
-  CheckShape("dx", args.dx, shape);
-  CheckShape("dgate", args.dgate, shape);
-  CheckShape("dweight", args.dweight, Vector{shape[1]});
-
-  AccumulateOverRows(ctx, shape[0], args.dweight,
+void BwdCpu(const ExecutionContext& ctx, const GatedRmsNormBwdArgs& args) {
+  AccumulateOverRows(ctx, args.x.dim(0), args.dweight,
                      [&](int64_t begin, int64_t end, float* dweight) {
                        for (int64_t row = begin; row < end; ++row) {
                          BackwardRow(args, row, dweight);
                        }
                      });
+}
+
+#ifdef GLA_CUDA
+GatedRmsNormShape CudaShape(const Matrix& shape) {
+  return {.M = shape[0],
+          .V = shape[1],
+          .dtype = DType::kFloat32,
+          .weight_dtype = DType::kFloat32};
+}
+
+void FwdCuda(const ExecutionContext& ctx, const GatedRmsNormFwdArgs& args) {
+  const GatedRmsNormFwdCudaArgs cuda = {.shape = CudaShape(args.x.shape()),
+                                        .eps = args.eps,
+                                        .x = args.x.data(),
+                                        .gate = args.gate.data(),
+                                        .weight = args.weight.data(),
+                                        .y = args.y.data(),
+                                        .rstd = args.rstd.data()};
+  CUDA_CHECK(GatedRmsNormFwdCuda(cuda, static_cast<cudaStream_t>(ctx.stream)));
+}
+
+void BwdCuda(const ExecutionContext& ctx, const GatedRmsNormBwdArgs& args) {
+  const GatedRmsNormShape shape = CudaShape(args.x.shape());
+  const GatedRmsNormBwdCudaArgs cuda = {
+      .shape = shape,
+      .dy = args.dy.data(),
+      .x = args.x.data(),
+      .gate = args.gate.data(),
+      .weight = args.weight.data(),
+      .rstd = args.rstd.data(),
+      .dx = args.dx.data(),
+      .dgate = args.dgate.data(),
+      .dweight = args.dweight.data(),
+      .workspace = DeviceWorkspace(ctx, "GatedRmsNormBwd",
+                                   GatedRmsNormBwdWorkspaceBytes(shape))};
+  CUDA_CHECK(GatedRmsNormBwdCuda(cuda, static_cast<cudaStream_t>(ctx.stream)));
+}
+#endif
+
+}  // namespace
+
+void GatedRmsNormFwd(const ExecutionContext& ctx,
+                     const GatedRmsNormFwdArgs& args) {
+  CheckShapes(args);
+  if (ctx.device == Device::kCpu) return FwdCpu(ctx, args);
+#ifdef GLA_CUDA
+  FwdCuda(ctx, args);
+#else
+  LOG(FATAL) << "GatedRmsNormFwd: no CUDA in this build; build with "
+                "--config=cuda";
+#endif
+}
+
+void GatedRmsNormBwd(const ExecutionContext& ctx,
+                     const GatedRmsNormBwdArgs& args) {
+  CheckShapes(args);
+  if (ctx.device == Device::kCpu) return BwdCpu(ctx, args);
+#ifdef GLA_CUDA
+  BwdCuda(ctx, args);
+#else
+  LOG(FATAL) << "GatedRmsNormBwd: no CUDA in this build; build with "
+                "--config=cuda";
+#endif
 }
 
 }  // namespace gla

@@ -4,7 +4,8 @@
 //
 // over the last dimension; `weight` is shared by all heads. (GLA,
 // arXiv:2312.06635 section 4.4; fla `FusedRMSNormGated`, activation swish.)
-// Statistics in float32. Deterministic. CPU only so far.
+// Statistics in float32. Deterministic. CPU and CUDA; on CUDA GatedRmsNormBwd
+// takes device workspace.
 #ifndef GLA_KERNELS_NORM_GATED_RMS_NORM_H_
 #define GLA_KERNELS_NORM_GATED_RMS_NORM_H_
 

@@ -1,14 +1,15 @@
 #include "kernels/norm/gated_rms_norm.h"
 
 #include <cmath>
+#include <optional>
 #include <vector>
 
 #include "absl/strings/str_join.h"
 #include "gtest/gtest.h"
+#include "kernels/device/test_device.h"
 #include "kernels/testing/finite_difference.h"
 #include "kernels/testing/random_tensor.h"
 #include "kernels/testing/relative_rms.h"
-#include "kernels/testing/test_context.h"
 
 namespace gla {
 namespace {
@@ -21,8 +22,8 @@ using Matrix = OwnedTensor<float, 2>;
 using Vector = OwnedTensor<float, 1>;
 using Shape = std::array<int64_t, 2>;
 
-const Shape kShapes[] = {{1, 1},   {5, 3},    {1, 60},  {7, 60},
-                         {3, 100}, {130, 17}, {6, 512}, {2, 4096}};
+const Shape kShapes[] = {{1, 1},   {5, 3},    {1, 60},   {7, 60},    {3, 100},
+                         {9, 128}, {130, 17}, {33, 256}, {300, 512}, {2, 4096}};
 
 // The same function and the gradients of <y, dy>, in float64.
 struct Reference {
@@ -98,43 +99,58 @@ struct Problem {
 };
 
 struct Result {
-  explicit Result(const Problem& p)
-      : y(PoisonedTensor<2>(p.shape)),
-        rstd(PoisonedTensor<1>({p.shape[0]})),
-        dx(PoisonedTensor<2>(p.shape)),
-        dgate(PoisonedTensor<2>(p.shape)),
-        dweight(p.dweight) {}
   Matrix y;
   Vector rstd;
   Matrix dx, dgate;
   Vector dweight;
 };
 
-Result Compute(const ExecutionContext& ctx, const Problem& p) {
-  Result r(p);
-  GatedRmsNormFwd(ctx, {.x = p.x,
-                        .gate = p.gate,
-                        .weight = p.weight,
-                        .eps = kEps,
-                        .y = r.y,
-                        .rstd = r.rstd});
-  GatedRmsNormBwd(ctx, {.dy = p.dy,
-                        .x = p.x,
-                        .gate = p.gate,
-                        .weight = p.weight,
-                        .rstd = r.rstd,
-                        .dx = r.dx,
-                        .dgate = r.dgate,
-                        .dweight = r.dweight});
-  return r;
+Result Compute(TestDevice& device, const Problem& p) {
+  const auto x = device.Upload(p.x), gate = device.Upload(p.gate);
+  const auto weight = device.Upload(p.weight);
+  const auto y = device.Upload(PoisonedTensor<2>(p.shape));
+  const auto rstd = device.Upload(PoisonedTensor<1>({p.shape[0]}));
+  const auto dx = device.Upload(PoisonedTensor<2>(p.shape));
+  const auto dgate = device.Upload(PoisonedTensor<2>(p.shape));
+  const auto dweight = device.Upload(p.dweight);
+  GatedRmsNormFwd(device.ctx(), {.x = x,
+                                 .gate = gate,
+                                 .weight = weight,
+                                 .eps = kEps,
+                                 .y = y,
+                                 .rstd = rstd});
+  GatedRmsNormBwd(device.ctx(), {.dy = device.Upload(p.dy),
+                                 .x = x,
+                                 .gate = gate,
+                                 .weight = weight,
+                                 .rstd = rstd,
+                                 .dx = dx,
+                                 .dgate = dgate,
+                                 .dweight = dweight});
+  return {device.Download(y), device.Download(rstd), device.Download(dx),
+          device.Download(dgate), device.Download(dweight)};
 }
 
-TEST(GatedRmsNorm, MatchesReferenceInAllShapes) {
-  TestContext test;
+class GatedRmsNormTest : public testing::TestWithParam<Device> {
+ protected:
+  void SetUp() override {
+    if (!IsPresent(GetParam())) GTEST_SKIP() << "no GPU on this machine";
+    device_.emplace(GetParam());
+  }
+  TestDevice& device() { return *device_; }
+
+ private:
+  std::optional<TestDevice> device_;
+};
+
+INSTANTIATE_TEST_SUITE_P(Devices, GatedRmsNormTest,
+                         testing::ValuesIn(DevicesInBuild()), DeviceName);
+
+TEST_P(GatedRmsNormTest, MatchesReferenceInAllShapes) {
   for (const Shape& shape : kShapes) {
     SCOPED_TRACE(absl::StrJoin(shape, "x"));
     const Problem p(shape);
-    const Result got = Compute(test.ctx(), p);
+    const Result got = Compute(device(), p);
     const Reference want = p.Solve();
     EXPECT_TRUE(RelativeRmsAtMost(kTolerance, got.y.values(), want.y));
     EXPECT_TRUE(RelativeRmsAtMost(kTolerance, got.rstd.values(), want.rstd));
@@ -150,58 +166,65 @@ TEST(GatedRmsNorm, MatchesReferenceInAllShapes) {
   }
 }
 
-TEST(GatedRmsNorm, StaysFiniteAtExtremeGates) {
-  TestContext test;
+TEST_P(GatedRmsNormTest, StaysFiniteAtExtremeGates) {
   Problem p({1, 8});
   const float gates[] = {-1e30f, -200, -88, 0, 1e-30f, 88, 200, 1e30f};
   for (int i = 0; i < 8; ++i) p.gate[i] = gates[i];
-  const Result got = Compute(test.ctx(), p);
+  const Result got = Compute(device(), p);
   for (int i = 0; i < 8; ++i) {
     EXPECT_TRUE(std::isfinite(got.y[i])) << gates[i];
     EXPECT_TRUE(std::isfinite(got.dgate[i])) << gates[i];
   }
 }
 
-TEST(GatedRmsNormFwd, YMayAliasX) {
-  TestContext test;
-  Problem p({5, 100});
-  const Result want = Compute(test.ctx(), p);
-  GatedRmsNormFwd(
-      test.ctx(),
-      {.x = p.x, .gate = p.gate, .weight = p.weight, .eps = kEps, .y = p.x});
-  EXPECT_EQ(p.x, want.y);
+TEST_P(GatedRmsNormTest, YMayAliasX) {
+  for (const int64_t V : {17, 100, 512}) {
+    const Problem p({5, V});
+    const auto x = device().Upload(p.x);
+    GatedRmsNormFwd(device().ctx(), {.x = x,
+                                     .gate = device().Upload(p.gate),
+                                     .weight = device().Upload(p.weight),
+                                     .eps = kEps,
+                                     .y = x});
+    EXPECT_EQ(device().Download(x), Compute(device(), p).y);
+  }
 }
 
-TEST(GatedRmsNormBwd, DxMayAliasDy) {
-  TestContext test;
-  Problem p({5, 100});
-  const Result want = Compute(test.ctx(), p);
-  Result got(p);
-  GatedRmsNormBwd(test.ctx(), {.dy = p.dy,
-                               .x = p.x,
-                               .gate = p.gate,
-                               .weight = p.weight,
-                               .rstd = want.rstd,
-                               .dx = p.dy,
-                               .dgate = got.dgate,
-                               .dweight = got.dweight});
-  EXPECT_EQ(p.dy, want.dx);
-  EXPECT_EQ(got.dgate, want.dgate);
-  EXPECT_EQ(got.dweight, want.dweight);
+TEST_P(GatedRmsNormTest, DxMayAliasDy) {
+  for (const int64_t V : {17, 100, 512}) {
+    const Problem p({5, V});
+    const Result want = Compute(device(), p);
+    const auto dy = device().Upload(p.dy);
+    const auto dgate = device().Upload(PoisonedTensor<2>(p.shape));
+    const auto dweight = device().Upload(p.dweight);
+    GatedRmsNormBwd(device().ctx(), {.dy = dy,
+                                     .x = device().Upload(p.x),
+                                     .gate = device().Upload(p.gate),
+                                     .weight = device().Upload(p.weight),
+                                     .rstd = device().Upload(want.rstd),
+                                     .dx = dy,
+                                     .dgate = dgate,
+                                     .dweight = dweight});
+    EXPECT_EQ(device().Download(dy), want.dx);
+    EXPECT_EQ(device().Download(dgate), want.dgate);
+    EXPECT_EQ(device().Download(dweight), want.dweight);
+  }
 }
 
-TEST(GatedRmsNorm, HasTheSameBitsForAnyThreadCount) {
-  const Problem p({517, 84});
-  TestContext one(1);
-  const Result want = Compute(one.ctx(), p);
-  for (const int num_threads : {2, 3, 4}) {
-    TestContext test(num_threads);
-    const Result got = Compute(test.ctx(), p);
+// Enough rows for a GPU block to have several.
+TEST_P(GatedRmsNormTest, RepeatsBitForBitWhateverTheThreadCount) {
+  const Problem p({10007, 84});
+  const Result want = Compute(device(), p);
+  for (const int num_threads : {1, 3, 4}) {
+    TestDevice other(GetParam(), num_threads);
+    const Result got = Compute(other, p);
     EXPECT_EQ(got.y, want.y);
     EXPECT_EQ(got.dx, want.dx);
     EXPECT_EQ(got.dgate, want.dgate);
     EXPECT_EQ(got.dweight, want.dweight);
   }
+  EXPECT_TRUE(
+      RelativeRmsAtMost(kTolerance, want.dweight.values(), p.Solve().dweight));
 }
 
 TEST(GatedRmsNormReference, GradientsMatchFiniteDifferences) {
@@ -232,12 +255,12 @@ TEST(GatedRmsNormReference, GradientsMatchFiniteDifferences) {
 }
 
 TEST(GatedRmsNormDeathTest, NamesTheTensorWithTheWrongShape) {
-  TestContext test;
+  TestDevice device(Device::kCpu);
   Matrix x({2, 4}), gate({2, 3}), y({2, 4});
   Vector weight({4});
   EXPECT_DEATH(
       GatedRmsNormFwd(
-          test.ctx(),
+          device.ctx(),
           {.x = x, .gate = gate, .weight = weight, .eps = kEps, .y = y}),
       "gate: want \\[2, 4\\], got \\[2, 3\\]");
 }

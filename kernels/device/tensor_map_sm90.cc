@@ -1,0 +1,55 @@
+#include "kernels/device/tensor_map_sm90.h"
+
+namespace gla {
+namespace {
+
+using Encode = decltype(&cuTensorMapEncodeTiled);
+
+// The driver's encoder, found once through the runtime, so that nothing links
+// the driver itself.
+cudaError_t FindEncoder(Encode* encode) {
+  static void* function = nullptr;
+  static const cudaError_t error = [] {
+    cudaDriverEntryPointQueryResult result;
+    constexpr unsigned kCuda12 = 12000;
+    return cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function,
+                                            kCuda12, cudaEnableDefault,
+                                            &result);
+  }();
+  *encode = reinterpret_cast<Encode>(function);
+  if (error != cudaSuccess) return error;
+  return function != nullptr ? cudaSuccess : cudaErrorNotSupported;
+}
+
+CUtensorMapDataType MapType(DType dtype) {
+  switch (dtype) {
+    case DType::kFloat32:
+      return CU_TENSOR_MAP_DATA_TYPE_FLOAT32;
+    case DType::kFloat16:
+      return CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
+    case DType::kBFloat16:
+      break;
+  }
+  return CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
+}
+
+}  // namespace
+
+cudaError_t MakeTensorMap(const TensorMapArgs& args, CUtensorMap* map) {
+  Encode encode;
+  if (cudaError_t error = FindEncoder(&encode)) return error;
+  const cuuint64_t sizes[2] = {static_cast<cuuint64_t>(args.columns),
+                               static_cast<cuuint64_t>(args.rows)};
+  const cuuint64_t row_bytes[1] = {
+      static_cast<cuuint64_t>(args.columns * DTypeBytes(args.dtype))};
+  const cuuint32_t box[2] = {args.box_columns, args.box_rows};
+  const cuuint32_t strides[2] = {1, 1};
+  const CUresult result = encode(
+      map, MapType(args.dtype), 2, const_cast<void*>(args.data), sizes,
+      row_bytes, box, strides, CU_TENSOR_MAP_INTERLEAVE_NONE,
+      args.swizzled ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_NONE,
+      CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
+}
+
+}  // namespace gla

@@ -1,0 +1,884 @@
+// dq, dk and dg of one segment of one head, 64 channels a block
+// (SegmentGradients).
+//
+// With the operands of chunk_gla_sm90.cuh, per chunk, transposed (rows are
+// channels), from the state before the chunk and its gradient after it:
+//   dA   = mask(do v^T)
+//   dq~^T = S do^T + k^^T dA^T,    S  <- edge (mid S + k^^T v)
+//   dk^^T = D v^T + q~^T dA,       D  <- mid D + q~^T do,    D = edge dS
+//   dq = scale e^b dq~,  dk = e^-b dk^  (steep: e^(B-b) dk^)
+//   dg_t = <S_T, dS_T> + sum over s >= t of (q~_s dq~_s - k^_s dk^_s)
+// where T is the end of the segment. So the block goes forward over the
+// segment's chunks from the stored S, then backward from the stored dS, and the
+// sum is anchored once a segment: products are formed from float32 accumulators
+// and the operands as rounded.
+//
+//   warpgroups 0, 1  half of the values each: V / 2 columns of the state in
+//       registers. The halves' dq~, dk^ are added through shared memory; each
+//       warpgroup then finishes half of the chunk's tokens.
+//   warpgroup 2      loads do and v in steps of 64 values, and forms dA.
+//
+// At the start all warps of warpgroups 0 and 1 gate the segment's q and k once,
+// for both directions. The products q~ dq~ wait in global scratch for the way
+// back, in the order of the threads that wrote them.
+#ifndef GLA_KERNELS_GLA_CHUNK_GLA_SM90_GRAD_CUH_
+#define GLA_KERNELS_GLA_CHUNK_GLA_SM90_GRAD_CUH_
+
+#include "kernels/device/tensor_map_sm90.h"
+#include "kernels/gla/chunk_gla_sm90.cuh"
+
+namespace gla::internal {
+
+template <int kK, int kV, typename GateT>
+struct GradConfig {
+  static constexpr int K = kK;
+  static constexpr int V = kV;
+  using Gate = GateT;
+  static constexpr int kSlices = K / 64;   // blocks a head
+  static constexpr int kBlocks = V / 128;  // steps of 64 values a warpgroup
+  static constexpr int kStages = 4;
+  static constexpr int kThreads = 384;
+  static constexpr int kMainRegisters = 216;
+  static constexpr int kLoadRegisters = 72;
+};
+
+struct GradParams {
+  GradArgs args;
+  CUtensorMap d_o, v;  // [B T, H V]; boxes 64 x 64
+};
+
+// Cumulative gates of mild channels as 16-bit integers, -512 b.
+inline constexpr float kLogUnits = 512;
+
+template <typename C>
+struct GradShared {
+  uint8_t q[kSegmentChunks][kSlabBytes];    // q~
+  uint8_t k[kSegmentChunks][kSlabBytes];    // k^
+  uint8_t b[kSegmentChunks][kSlabBytes];    // kLogUnits
+  uint8_t d_a[kSegmentChunks][kSlabBytes];  // dA, rows are queries
+  struct Step {
+    uint8_t d_o[kSlabBytes];
+    uint8_t v[kSlabBytes];
+  };
+  Step step[C::kStages];
+  uint8_t exchange[2][kSlabBytes];  // to warpgroup; then where it transposes
+  float totals[kSegmentChunks][2][64];  // gates added up, halves of a chunk
+  float decay[kSegmentChunks][64];      // e^B
+  uint8_t steep[kSegmentChunks][64];
+  int32_t any_steep[kSegmentChunks];
+  float flow[2][64];               // by warpgroup: halves of <S_T, dS_T>
+  float sums[2][64];               // by warpgroup: of a half chunk's dg terms
+  float channel[2][3][8][kChunk];  // b, q, k of eight channels (AddSteep)
+  uint64_t full[C::kStages];
+  uint64_t empty[C::kStages];
+  uint64_t scored[kSegmentChunks];
+};
+
+struct GradWork {
+  SequenceRows rows;
+  int h, slice;
+  int64_t slot;
+  int first_chunk, chunks;
+};
+
+// The segment of a slot: the last sequence whose first segment is not after it.
+// False for slots that no segment uses.
+template <typename C>
+__device__ bool FindSegment(const GradArgs& args, GradWork* w) {
+  const int H = args.shape.H;
+  w->slice = blockIdx.x % C::kSlices;
+  w->h = blockIdx.x / C::kSlices % H;
+  w->slot = blockIdx.x / C::kSlices / H;
+  int low = 0, high = args.shape.N - 1;
+  while (low < high) {
+    const int middle = (low + high + 1) / 2;
+    if (FirstSegment(args.cu_seqlens, args.shape.T, middle) <= w->slot) {
+      low = middle;
+    } else {
+      high = middle - 1;
+    }
+  }
+  w->rows = FindSequence(args.cu_seqlens, args.shape.T, low);
+  const int64_t first = FirstSegment(args.cu_seqlens, args.shape.T, low);
+  w->first_chunk = (w->slot - first) * kSegmentChunks;
+  w->chunks = min(kSegmentChunks, w->rows.chunks() - w->first_chunk);
+  return w->chunks > 0;
+}
+
+inline constexpr int kMainBarrier = 1;   // both main warpgroups
+inline constexpr int kGroupBarrier = 2;  // and 3: one a main warpgroup
+inline constexpr int kLoadBarrier = 4;
+
+// --- Loads and dA -----------------------------------------------------------
+
+template <typename C>
+class GradLoads {
+ public:
+  __device__ GradLoads(const GradParams& params, const GradWork& work,
+                       GradShared<C>& shared)
+      : params_(params),
+        work_(work),
+        shared_(shared),
+        warp_(__shfl_sync(0xffffffff, threadIdx.x / 32 % 4, 0)),
+        lane_(threadIdx.x % 32) {}
+
+  __device__ void Run() {
+    constexpr int kChunkSteps = 2 * C::kBlocks;
+    const int forward_steps = work_.chunks * kChunkSteps;
+    const int steps = 2 * forward_steps;
+    for (int n = 0; n < C::kStages - 1 && n < steps; ++n) Load(n);
+    float d_a[32];
+#pragma unroll 1
+    for (int n = 0; n < steps; ++n) {
+      const int stage = n % C::kStages;
+      BarrierWait(SharedAddress(&shared_.full[stage]), n / C::kStages & 1);
+      if (n < forward_steps) {
+        if (n % kChunkSteps == 0) {
+#pragma unroll
+          for (int i = 0; i < 32; ++i) d_a[i] = 0;
+        }
+        AddScores(stage, d_a);
+        if (n % kChunkSteps == kChunkSteps - 1) {
+          StoreScores(n / kChunkSteps, d_a);
+        }
+      }
+      __syncwarp();
+      if (lane_ == 0) BarrierArrive(SharedAddress(&shared_.empty[stage]));
+      if (n + C::kStages - 1 < steps) Load(n + C::kStages - 1);
+    }
+  }
+
+ private:
+  // Step n: chunk, block of 64 values, and warpgroup, fastest last; chunks
+  // forward, then backward.
+  __device__ void Load(int n) {
+    if (warp_ != 0 || lane_ != 0) return;
+    constexpr int kChunkSteps = 2 * C::kBlocks;
+    const int stage = n % C::kStages;
+    int chunk = n / kChunkSteps;
+    if (chunk >= work_.chunks) chunk = 2 * work_.chunks - 1 - chunk;
+    const int block = n % kChunkSteps / 2, group = n % 2;
+    BarrierWait(SharedAddress(&shared_.empty[stage]), (n / C::kStages & 1) ^ 1);
+    const uint32_t full = SharedAddress(&shared_.full[stage]);
+    BarrierArriveExpect(full, 2 * kSlabBytes);
+    const int column = work_.h * C::V + (group * C::kBlocks + block) * 64;
+    const int row = work_.rows.first + (work_.first_chunk + chunk) * kChunk;
+    TensorLoad(SharedAddress(shared_.step[stage].d_o), &params_.d_o, column,
+               row, full);
+    TensorLoad(SharedAddress(shared_.step[stage].v), &params_.v, column, row,
+               full);
+  }
+
+  __device__ void AddScores(int stage, float (&d_a)[32]) {
+    const uint64_t d_o = SlabDescriptor(SharedAddress(shared_.step[stage].d_o));
+    const uint64_t v = SlabDescriptor(SharedAddress(shared_.step[stage].v));
+    WgmmaFence();
+#pragma unroll
+    for (int step = 0; step < 4; ++step) {
+      Wgmma<Contract::kAlongColumns, Contract::kAlongColumns>(
+          d_a, StepDescriptor<Contract::kAlongColumns>(d_o, step),
+          StepDescriptor<Contract::kAlongColumns>(v, step), true);
+    }
+    WgmmaCommit();
+    WgmmaWait<0>();
+    Touch(d_a);
+  }
+
+  __device__ void StoreScores(int chunk, const float (&d_a)[32]) {
+    const int row = warp_ * 16 + lane_ / 4, column = lane_ % 4 * 2;
+    const int rows = work_.rows.length - (work_.first_chunk + chunk) * kChunk;
+    const uint32_t element =
+        SharedAddress(shared_.d_a[chunk]) + SlabElement(row, column);
+#pragma unroll
+    for (int j = 0; j < 8; ++j) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const int t = row + 8 * i, u = column + 8 * j;
+        const float low = u <= t && t < rows ? d_a[4 * j + 2 * i] : 0;
+        const float high = u + 1 <= t && t < rows ? d_a[4 * j + 2 * i + 1] : 0;
+        StoreShared32((element ^ (j << 4)) + i * 1024, PackBf16(low, high));
+      }
+    }
+    FenceAsyncProxy();
+    BarrierArrive(SharedAddress(&shared_.scored[chunk]));
+  }
+
+  const GradParams& params_;
+  const GradWork& work_;
+  GradShared<C>& shared_;
+  const int warp_, lane_;
+};
+
+// --- Main -------------------------------------------------------------------
+
+template <typename C>
+class GradMain {
+ public:
+  __device__ GradMain(const GradParams& params, const GradWork& work,
+                      GradShared<C>& shared, int group)
+      : args_(params.args),
+        work_(work),
+        shared_(shared),
+        group_(group),
+        warp_(__shfl_sync(0xffffffff, threadIdx.x / 32 % 4, 0)),
+        lane_(threadIdx.x % 32),
+        fragment_(SlabOffset((lane_ & 7) + ((lane_ >> 4) << 3),
+                             2 * warp_ + ((lane_ >> 3) & 1))) {}
+
+  __device__ void Run() {
+    GateSegment();
+    LoadState();
+#pragma unroll 1
+    for (int c = 0; c < work_.chunks; ++c) Visit</*kBackward=*/false>(c);
+    TurnAround();
+#pragma unroll 1
+    for (int c = work_.chunks - 1; c >= 0; --c) Visit</*kBackward=*/true>(c);
+  }
+
+ private:
+  using Gate = typename C::Gate;
+  using Pair = typename GatePair<Gate>::Type;
+
+  __device__ int RowsOf(int c) const {
+    return work_.rows.length - (work_.first_chunk + c) * kChunk;
+  }
+  // Offset of a row's first channel of this block in a [B, T, H, K] tensor.
+  __device__ int64_t KeyOffset(int c, int row) const {
+    const int64_t r = work_.rows.first + (work_.first_chunk + c) * kChunk + row;
+    return (r * args_.shape.H + work_.h) * C::K + work_.slice * 64;
+  }
+
+  // --- Gated operands: two warps a chunk, 32 rows each, lane l channels 2 l
+  // and 2 l + 1.
+
+  __device__ void GateSegment() {
+    const int warp = group_ * 4 + warp_;
+    const int c = warp / 2, half = warp % 2;
+    const int rows = c < work_.chunks ? RowsOf(c) - 32 * half : 0;
+    Pair g[32];
+    float2 total = {0, 0};
+#pragma unroll
+    for (int r = 0; r < 32; ++r) {
+      g[r] = Pair{};
+      if (r < rows) {
+        g[r] =
+            reinterpret_cast<const Pair*>(static_cast<const Gate*>(args_.g) +
+                                          KeyOffset(c, 32 * half + r))[lane_];
+      }
+    }
+#pragma unroll
+    for (int r = 0; r < 32; ++r) {
+      const float2 log2 = ToLog2(g[r]);
+      total = {total.x + log2.x, total.y + log2.y};
+    }
+    *reinterpret_cast<float2*>(&shared_.totals[c][half][2 * lane_]) = total;
+    NamedBarrier(kMainBarrier, 256);
+    const float2 other =
+        *reinterpret_cast<float2*>(&shared_.totals[c][1 - half][2 * lane_]);
+    const float2 all = {total.x + other.x, total.y + other.y};
+    const bool steep0 = all.x < -kMaxLog2Decay;
+    const bool steep1 = all.y < -kMaxLog2Decay;
+    if (half == 0) {
+      *reinterpret_cast<float2*>(&shared_.decay[c][2 * lane_]) = {Exp2(all.x),
+                                                                  Exp2(all.y)};
+      shared_.steep[c][2 * lane_] = steep0;
+      shared_.steep[c][2 * lane_ + 1] = steep1;
+      const bool any = __any_sync(0xffffffff, steep0 || steep1);
+      if (lane_ == 0) shared_.any_steep[c] = any;
+    }
+    GateRows(c, half, rows, g, half == 1 ? other : float2{0, 0},
+             {steep0 ? all.x : 0, steep1 ? all.y : 0});
+    FenceAsyncProxy();
+    NamedBarrier(kMainBarrier, 256);
+  }
+
+  __device__ void GateRows(int c, int half, int rows, const Pair (&g)[32],
+                           float2 b, float2 shift) {
+    constexpr int kBatch = 8;  // rows whose loads are issued together
+#pragma unroll
+    for (int first = 0; first < 32; first += kBatch) {
+      uint32_t q[kBatch], k[kBatch];
+#pragma unroll
+      for (int r = 0; r < kBatch; ++r) {
+        q[r] = k[r] = 0;
+        if (first + r < rows) {
+          const int64_t offset = KeyOffset(c, 32 * half + first + r);
+          q[r] = reinterpret_cast<const uint32_t*>(args_.q + offset)[lane_];
+          k[r] = reinterpret_cast<const uint32_t*>(args_.k + offset)[lane_];
+        }
+      }
+#pragma unroll
+      for (int r = 0; r < kBatch; ++r) {
+        const float2 log2 = ToLog2(g[first + r]);
+        b = {b.x + log2.x, b.y + log2.y};
+        const int row = 32 * half + first + r;
+        const uint32_t offset = row * 128 + (lane_ * 4 ^ (row % 8 << 4));
+        StoreShared32(SharedAddress(shared_.q[c]) + offset,
+                      PackBf16(LowFloat(q[r]) * args_.scale * Exp2(b.x),
+                               HighFloat(q[r]) * args_.scale * Exp2(b.y)));
+        StoreShared32(SharedAddress(shared_.k[c]) + offset,
+                      PackBf16(LowFloat(k[r]) * Exp2(shift.x - b.x),
+                               HighFloat(k[r]) * Exp2(shift.y - b.y)));
+        const uint32_t low = fminf(-b.x * kLogUnits + 0.5f, 65535);
+        const uint32_t high = fminf(-b.y * kLogUnits + 0.5f, 65535);
+        StoreShared32(SharedAddress(shared_.b[c]) + offset, low | high << 16);
+      }
+    }
+  }
+
+  // --- The state.
+
+  // Block j of this warpgroup in a stored state.
+  __device__ const uint4* Tile(const __nv_bfloat16* states, int j) const {
+    const int64_t head = work_.slot * args_.shape.H + work_.h;
+    return reinterpret_cast<const uint4*>(
+               states + head * (C::K * C::V) +
+               (work_.slice * (C::V / 64) + group_ * C::kBlocks + j) *
+                   kStateTile) +
+           warp_ * 128 + lane_;
+  }
+
+  __device__ void LoadState() {
+#pragma unroll
+    for (int j = 0; j < C::kBlocks; ++j) {
+      const uint4* const tile = Tile(args_.states, j);
+#pragma unroll
+      for (int m = 0; m < 4; ++m) {
+        const uint4 part = tile[m * 32];
+        const uint32_t words[4] = {part.x, part.y, part.z, part.w};
+#pragma unroll
+        for (int f = 0; f < 4; ++f) {
+          const int e = 4 * (2 * m + f / 2) + f % 2 * 2;
+          state_[j][e] = LowFloat(words[f]);
+          state_[j][e + 1] = HighFloat(words[f]);
+        }
+      }
+    }
+  }
+
+  // The flow <S_T, dS_T> out of the segment, of every channel, and D of the
+  // last chunk in the place of S. The product is taken of S before the last
+  // chunk's edge and of D as rounded for the tensor cores, so that what its
+  // keys add to the flow cancels exactly against their terms, however small the
+  // rest is.
+  __device__ void TurnAround() {
+    float flow[2] = {0, 0}, edge[2], mid[2];
+    LoadDecay(work_.chunks - 1, edge, mid);
+#pragma unroll
+    for (int j = 0; j < C::kBlocks; ++j) {
+      const uint4* const tile = Tile(args_.d_states, j);
+#pragma unroll
+      for (int m = 0; m < 4; ++m) {
+        const uint4 part = tile[m * 32];
+        const uint32_t words[4] = {part.x, part.y, part.z, part.w};
+#pragma unroll
+        for (int f = 0; f < 4; ++f) {
+          const int e = 4 * (2 * m + f / 2) + f % 2 * 2;
+          const float low = edge[f % 2] * LowFloat(words[f]);
+          const float high = edge[f % 2] * HighFloat(words[f]);
+          const uint32_t rounded = PackBf16(low, high);
+          flow[f % 2] += state_[j][e] * LowFloat(rounded) +
+                         state_[j][e + 1] * HighFloat(rounded);
+          state_[j][e] = low;
+          state_[j][e + 1] = high;
+        }
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      flow[i] = QuadSum(flow[i]);
+      if (lane_ % 4 == 0) shared_.flow[group_][Channel(i)] = flow[i];
+    }
+    NamedBarrier(kMainBarrier, 256);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      flow_[i] = shared_.flow[0][Channel(i)] + shared_.flow[1][Channel(i)];
+    }
+  }
+
+  // The channels of this thread's accumulator rows.
+  __device__ int Channel(int i) const { return warp_ * 16 + lane_ / 4 + 8 * i; }
+
+  static __device__ float QuadSum(float x) {
+    x += __shfl_xor_sync(0xffffffff, x, 1);
+    return x + __shfl_xor_sync(0xffffffff, x, 2);
+  }
+
+  __device__ void ScaleState(const float (&factor)[2]) {
+#pragma unroll
+    for (int j = 0; j < C::kBlocks; ++j) {
+#pragma unroll
+      for (int e = 0; e < 32; ++e) state_[j][e] *= factor[e / 2 % 2];
+    }
+  }
+
+  // What the state is multiplied by after and before a chunk's update.
+  __device__ void LoadDecay(int c, float (&edge)[2], float (&mid)[2]) const {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const float decay = shared_.decay[c][Channel(i)];
+      const bool steep = shared_.steep[c][Channel(i)];
+      edge[i] = steep ? 1 : decay;
+      mid[i] = steep ? decay : 1;
+    }
+  }
+
+  // --- A chunk.
+
+  template <bool kBackward>
+  __device__ void Visit(int c) {
+    float edge[2], mid[2];
+    LoadDecay(c, edge, mid);
+    const bool is_last = c == work_.chunks - 1;  // see TurnAround
+    if (kBackward && !is_last) ScaleState(edge);
+    // The slab that updates the state is also the one dA is multiplied with.
+    const uint64_t a =
+        SlabDescriptor(SharedAddress(kBackward ? shared_.q[c] : shared_.k[c]));
+    float d[32];
+#pragma unroll
+    for (int i = 0; i < 32; ++i) d[i] = 0;
+    const bool any_steep = shared_.any_steep[c];
+#pragma unroll
+    for (int j = 0; j < C::kBlocks; ++j) {
+      StepBlock<kBackward>(c, j, any_steep, mid, a, d);
+    }
+    AddWithin<kBackward>(c, a, d);
+    if (!kBackward && !is_last) ScaleState(edge);
+    Finish<kBackward>(c, d);
+  }
+
+  // d += state_j P_j^T and state_j = mid state_j + a Q_j, with (P, Q) = (do, v)
+  // forward and (v, do) backward.
+  template <bool kBackward>
+  __device__ void StepBlock(int c, int j, bool any_steep, const float (&mid)[2],
+                            uint64_t a, float (&d)[32]) {
+    const int step_number = step_;
+    step_ += 2;
+    const int n = step_number + group_;
+    const int stage = n % C::kStages;
+    BarrierWait(SharedAddress(&shared_.full[stage]), n / C::kStages & 1);
+    auto& tiles = shared_.step[stage];
+    if (RowsOf(c) < kChunk) MaskRows(RowsOf(c), tiles);
+    const uint64_t p =
+        SlabDescriptor(SharedAddress(kBackward ? tiles.v : tiles.d_o));
+    const uint64_t q =
+        SlabDescriptor(SharedAddress(kBackward ? tiles.d_o : tiles.v));
+    uint32_t s[4][4];
+#pragma unroll
+    for (int step = 0; step < 4; ++step) PackOperand(state_[j], step, s[step]);
+    if (any_steep) {
+#pragma unroll
+      for (int e = 0; e < 32; ++e) state_[j][e] *= mid[e / 2 % 2];
+    }
+    WgmmaFence();
+#pragma unroll
+    for (int step = 0; step < 4; ++step) {
+      Wgmma<Contract::kAlongColumns>(
+          d, s[step], StepDescriptor<Contract::kAlongColumns>(p, step), true);
+    }
+#pragma unroll
+    for (int step = 0; step < 4; ++step) {
+      Wgmma<Contract::kAlongRows, Contract::kAlongRows>(
+          state_[j], StepDescriptor<Contract::kAlongRows>(a, step),
+          StepDescriptor<Contract::kAlongRows>(q, step), true);
+    }
+    WgmmaCommit();
+    WgmmaWait<0>();
+    Touch(state_[j]);
+    Touch(d);
+    __syncwarp();
+    if (lane_ == 0) BarrierArrive(SharedAddress(&shared_.empty[stage]));
+  }
+
+  // Zeros in rows past the sequence, whatever lies there.
+  __device__ void MaskRows(int rows, typename GradShared<C>::Step& tiles) {
+    const int thread = warp_ * 32 + lane_;
+    for (int row = rows + thread / 8; row < kChunk; row += 16) {
+      const uint32_t offset = SlabOffset(row, thread % 8);
+      *reinterpret_cast<uint4*>(tiles.d_o + offset) = uint4{};
+      *reinterpret_cast<uint4*>(tiles.v + offset) = uint4{};
+    }
+    FenceAsyncProxy();
+    NamedBarrier(kGroupBarrier + group_, 128);
+  }
+
+  // d += a dA^T forward, a dA backward: this warpgroup's half of the
+  // contraction, since the halves of d are added anyway.
+  template <bool kBackward>
+  __device__ void AddWithin(int c, uint64_t a, float (&d)[32]) {
+    BarrierWait(SharedAddress(&shared_.scored[c]), 0);
+    const uint64_t d_a = SlabDescriptor(SharedAddress(shared_.d_a[c]));
+    constexpr Contract kContract =
+        kBackward ? Contract::kAlongRows : Contract::kAlongColumns;
+    WgmmaFence();
+#pragma unroll
+    for (int s = 0; s < 2; ++s) {
+      const int step = 2 * group_ + s;
+      Wgmma<Contract::kAlongRows, kContract>(
+          d, StepDescriptor<Contract::kAlongRows>(a, step),
+          StepDescriptor<kContract>(d_a, step), true);
+    }
+    WgmmaCommit();
+    WgmmaWait<0>();
+    Touch(d);
+  }
+
+  // --- The end of a visit: tokens 32 group .. 32 group + 31.
+
+  // Adds the other warpgroup's part of this one's tokens: element e of `own` is
+  // element 16 group + e of the accumulator.
+  __device__ void Exchange(const float (&d)[32], float (&own)[16]) {
+    const int thread = warp_ * 32 + lane_;
+    NamedBarrier(kMainBarrier, 256);  // Both are done with the buffers.
+    float4* const to =
+        reinterpret_cast<float4*>(shared_.exchange[1 - group_]) + thread;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      to[i * 128] = group_ == 0 ? make_float4(d[16 + 4 * i], d[17 + 4 * i],
+                                              d[18 + 4 * i], d[19 + 4 * i])
+                                : make_float4(d[4 * i], d[1 + 4 * i],
+                                              d[2 + 4 * i], d[3 + 4 * i]);
+    }
+    NamedBarrier(kMainBarrier, 256);
+    const float4* const from =
+        reinterpret_cast<const float4*>(shared_.exchange[group_]) + thread;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const float4 x = from[i * 128];
+      own[4 * i] = (group_ == 0 ? d[4 * i] : d[16 + 4 * i]) + x.x;
+      own[4 * i + 1] = (group_ == 0 ? d[4 * i + 1] : d[17 + 4 * i]) + x.y;
+      own[4 * i + 2] = (group_ == 0 ? d[4 * i + 2] : d[18 + 4 * i]) + x.z;
+      own[4 * i + 3] = (group_ == 0 ? d[4 * i + 3] : d[19 + 4 * i]) + x.w;
+    }
+    NamedBarrier(kGroupBarrier + group_, 128);  // All have read.
+  }
+
+  // The token of element e, and which of the two channels it has.
+  __device__ int Token(int e) const {
+    return 32 * group_ + e / 4 * 8 + lane_ % 4 * 2 + e % 2;
+  }
+
+  template <bool kBackward>
+  __device__ void Finish(int c, const float (&d)[32]) {
+    float value[16], product[16], raw[16];  // raw: dq~ or dk^
+    Exchange(d, value);
+    const uint32_t operand =
+        SharedAddress(kBackward ? shared_.k[c] : shared_.q[c]);
+    const uint32_t logs = SharedAddress(shared_.b[c]);
+#pragma unroll
+    for (int s = 0; s < 2; ++s) {
+      const uint32_t offset = fragment_ + 2048 * (2 * group_ + s);
+      uint32_t x[4], b[4];
+      LoadMatrixTransposed(operand + offset, x);
+      LoadMatrixTransposed(logs + offset, b);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int e = 8 * s + 2 * i;
+        constexpr float kUnit = (kBackward ? 1 : -1) / kLogUnits;
+        product[e] = LowFloat(x[i]) * value[e];
+        product[e + 1] = HighFloat(x[i]) * value[e + 1];
+        const float low = Exp2((b[i] & 0xffff) * kUnit);
+        const float high = Exp2((b[i] >> 16) * kUnit);
+        const float factor = kBackward ? 1 : args_.scale;
+        raw[e] = value[e];
+        raw[e + 1] = value[e + 1];
+        value[e] *= low * factor;
+        value[e + 1] *= high * factor;
+      }
+    }
+    if (shared_.any_steep[c]) AddSteep<kBackward>(c, raw, value, product);
+    StoreRows(kBackward ? args_.dk : args_.dq, c, value);
+    float4* const scratch =
+        reinterpret_cast<float4*>(args_.scratch) +
+        ((int64_t{blockIdx.x} * kSegmentChunks + c) * 4) * 256 + group_ * 128 +
+        warp_ * 32 + lane_;
+    if (!kBackward) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        scratch[i * 256] = make_float4(product[4 * i], product[4 * i + 1],
+                                       product[4 * i + 2], product[4 * i + 3]);
+      }
+      return;
+    }
+    const int rows = RowsOf(c);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const float4 w = scratch[i * 256];
+      const float forward[4] = {w.x, w.y, w.z, w.w};
+#pragma unroll
+      for (int f = 0; f < 4; ++f) {
+        const int e = 4 * i + f;
+        value[e] = Token(e) < rows ? forward[f] - product[e] : 0;
+      }
+    }
+    GateGradients(c, value);
+  }
+
+  // dg from the terms of this warpgroup's tokens: sums from each token on, plus
+  // what flows out of the chunk.
+  __device__ void GateGradients(int c, float (&term)[16]) {
+    float after[2] = {0, 0};  // terms of this thread's channels behind block j
+#pragma unroll
+    for (int j = 3; j >= 0; --j) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        float& first = term[4 * j + 2 * i];
+        float& second = term[4 * j + 2 * i + 1];
+        first += second;
+        // Sums over the pairs of later lanes of the quad.
+        float later = 0, all = first;
+#pragma unroll
+        for (int offset = 1; offset < 4; ++offset) {
+          const float x = __shfl_down_sync(0xffffffff, first, offset, 4);
+          if (lane_ % 4 + offset < 4) later += x;
+        }
+        all = __shfl_sync(0xffffffff, first + later, lane_ & ~3);
+        first += later + after[i];
+        second += later + after[i];
+        after[i] += all;
+      }
+    }
+    if (lane_ % 4 == 0) {
+      shared_.sums[group_][Channel(0)] = after[0];
+      shared_.sums[group_][Channel(1)] = after[1];
+    }
+    NamedBarrier(kMainBarrier, 256);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const float late = shared_.sums[1][Channel(i)];
+      const float base = flow_[i] + (group_ == 0 ? late : 0);
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        term[4 * j + 2 * i] += base;
+        term[4 * j + 2 * i + 1] += base;
+      }
+      flow_[i] += late + shared_.sums[0][Channel(i)];
+    }
+    ZeroResets(c, term);
+    StoreGateGradients(c, term);
+  }
+
+  // dg is 0 where a gate is -inf.
+  __device__ void ZeroResets(int c, float (&term)[16]) {
+    if (!shared_.any_steep[c]) return;
+    const int rows = RowsOf(c);
+#pragma unroll
+    for (int e = 0; e < 16; ++e) {
+      const int channel = Channel(e / 2 % 2);
+      if (Token(e) < rows &&
+          static_cast<float>(static_cast<const Gate*>(
+              args_.g)[KeyOffset(c, Token(e)) + channel]) == -INFINITY) {
+        term[e] = 0;
+      }
+    }
+  }
+
+  __device__ void StoreGateGradients(int c, const float (&term)[16]) {
+    if constexpr (sizeof(Gate) == 2) {
+      NamedBarrier(kGroupBarrier + group_, 128);  // The slab's rows are stored.
+      StoreRows(static_cast<__nv_bfloat16*>(args_.dg), c, term);
+    } else {
+      const int rows = RowsOf(c);
+      float* const dg = static_cast<float*>(args_.dg);
+#pragma unroll
+      for (int e = 0; e < 16; ++e) {
+        if (Token(e) < rows) {
+          dg[KeyOffset(c, Token(e)) + Channel(e / 2 % 2)] = term[e];
+        }
+      }
+    }
+  }
+
+  // Rounds this warpgroup's tokens to bf16 and writes them, through the buffer
+  // that it reads in Exchange.
+  __device__ void StoreRows(__nv_bfloat16* tensor, int c,
+                            const float (&value)[16]) {
+    const uint32_t slab = SharedAddress(shared_.exchange[group_]);
+#pragma unroll
+    for (int s = 0; s < 2; ++s) {
+      uint32_t a[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        a[i] = PackBf16(value[8 * s + 2 * i], value[8 * s + 2 * i + 1]);
+      }
+      StoreMatrixTransposed(slab + fragment_ + 2048 * s, a);
+    }
+    NamedBarrier(kGroupBarrier + group_, 128);
+    const int thread = warp_ * 32 + lane_;
+    const int rows = RowsOf(c) - 32 * group_;
+#pragma unroll
+    for (int it = 0; it < 2; ++it) {
+      const int row = it * 16 + thread / 8;
+      const uint4 data = LoadShared128(slab + SlabOffset(row, thread % 8));
+      if (row < rows) {
+        reinterpret_cast<uint4*>(
+            tensor + KeyOffset(c, 32 * group_ + row))[thread % 8] = data;
+      }
+    }
+  }
+
+  // --- Steep channels, in float32 and term by term: eight at a time, from
+  // global memory. Their part of the products with dA is below
+  // 2^-kMaxLog2Decay of what is added here.
+
+  template <bool kBackward>
+  __device__ void AddSteep(int c, const float (&raw)[16], float (&value)[16],
+                           float (&product)[16]) {
+#pragma unroll 1
+    for (int first = 0; first < 64; first += 8) {
+      bool any = false;
+#pragma unroll 1
+      for (int i = 0; i < 8; ++i) any |= shared_.steep[c][first + i] != 0;
+      if (!any) continue;
+      NamedBarrier(kGroupBarrier + group_, 128);
+      LoadChannels(c, first);
+      NamedBarrier(kGroupBarrier + group_, 128);
+      AccumulateGates();
+      NamedBarrier(kGroupBarrier + group_, 128);
+      // The channels' elements are those of one warp's rows.
+      if (warp_ != first / 16) continue;
+      if (shared_.steep[c][first + lane_ / 4]) {
+        if (first / 8 % 2 == 0) {
+          FixElements<kBackward, 0>(c, raw, value, product);
+        } else {
+          FixElements<kBackward, 1>(c, raw, value, product);
+        }
+      }
+      __syncwarp();
+    }
+  }
+
+  template <bool kBackward, int kRow>
+  __device__ void FixElements(int c, const float (&raw)[16], float (&value)[16],
+                              float (&product)[16]) {
+    const float* const b = shared_.channel[group_][0][lane_ / 4];
+    const float* const q = shared_.channel[group_][1][lane_ / 4];
+    const float* const k = shared_.channel[group_][2][lane_ / 4];
+#pragma unroll
+    for (int e = 0; e < 16; ++e) {
+      if (e / 2 % 2 != kRow) continue;
+      const int token = Token(e);
+      float sum = raw[e] *
+                  (kBackward ? Exp2(b[kChunk - 1] - b[token]) : Exp2(b[token]));
+#pragma unroll 1
+      for (int s = kBackward ? token : 0; s < (kBackward ? kChunk : token + 1);
+           ++s) {
+        const int t = kBackward ? s : token, u = kBackward ? token : s;
+        const float d_a =
+            __bfloat162float(*reinterpret_cast<const __nv_bfloat16*>(
+                shared_.d_a[c] + SlabElement(t, u)));
+        sum += d_a * (kBackward ? q[t] : k[u]) * Exp2(b[t] - b[u]);
+      }
+      product[e] = sum * (kBackward ? k[token] : q[token]);
+      value[e] = kBackward ? sum : sum * args_.scale;
+    }
+  }
+
+  // q (scaled), k and gates of channels [first, first + 8) of a chunk.
+  __device__ void LoadChannels(int c, int first) {
+    const int thread = warp_ * 32 + lane_;
+    const int t = thread / 2;
+    const bool valid = t < RowsOf(c);
+    const int64_t offset = KeyOffset(c, valid ? t : 0) + first;
+    auto& channel = shared_.channel[group_];
+#pragma unroll 1
+    for (int i = thread % 2 * 4; i < thread % 2 * 4 + 4; ++i) {
+      const float g =
+          static_cast<float>(static_cast<const Gate*>(args_.g)[offset + i]);
+      channel[0][i][t] = valid ? fmaxf(g, kMinLogGate) * kLog2E : 0;
+      channel[1][i][t] =
+          valid ? __bfloat162float(args_.q[offset + i]) * args_.scale : 0;
+      channel[2][i][t] = valid ? __bfloat162float(args_.k[offset + i]) : 0;
+    }
+  }
+
+  // Gates to cumulative gates: 16 lanes a channel, four tokens a lane.
+  __device__ void AccumulateGates() {
+    const int thread = warp_ * 32 + lane_;
+    float4& b = *reinterpret_cast<float4*>(
+        &shared_.channel[group_][0][thread / 16][thread % 16 * 4]);
+    float4 sum = b;
+    sum.y += sum.x;
+    sum.z += sum.y;
+    sum.w += sum.z;
+    float before = sum.w;
+#pragma unroll
+    for (int offset = 1; offset < 16; offset *= 2) {
+      const float other = __shfl_up_sync(0xffffffff, before, offset, 16);
+      if (thread % 16 >= offset) before += other;
+    }
+    before -= sum.w;
+    b = {sum.x + before, sum.y + before, sum.z + before, sum.w + before};
+  }
+
+  const GradArgs& args_;
+  const GradWork& work_;
+  GradShared<C>& shared_;
+  const int group_, warp_, lane_;
+  const uint32_t fragment_;  // this lane's place in 16 rows of a slab, as
+                             // ldmatrix and stmatrix want it
+  int step_ = 0;             // steps of both warpgroups so far
+  float flow_[2];  // <S, dS> of this thread's channels after the chunk
+  float state_[C::kBlocks][32];
+};
+
+// --- Kernel -----------------------------------------------------------------
+
+template <typename C>
+__global__ void __launch_bounds__(C::kThreads, 1)
+    GradKernel(const __grid_constant__ GradParams params) {
+  extern __shared__ __align__(1024) uint8_t dynamic[];
+  auto& shared = *reinterpret_cast<GradShared<C>*>(dynamic);
+  GradWork work;
+  if (!FindSegment<C>(params.args, &work)) return;
+  if (threadIdx.x == 0) {
+    for (int s = 0; s < C::kStages; ++s) {
+      BarrierInit(SharedAddress(&shared.full[s]), 1);
+      BarrierInit(SharedAddress(&shared.empty[s]), 8);
+    }
+    for (int c = 0; c < kSegmentChunks; ++c) {
+      BarrierInit(SharedAddress(&shared.scored[c]), 128);
+    }
+    BarrierInitFence();
+  }
+  __syncthreads();
+  const int group = __shfl_sync(0xffffffff, threadIdx.x / 128, 0);
+  if (group < 2) {
+    RaiseRegisters<C::kMainRegisters>();
+    GradMain<C>(params, work, shared, group).Run();
+  } else {
+    LowerRegisters<C::kLoadRegisters>();
+    GradLoads<C>(params, work, shared).Run();
+  }
+}
+
+template <typename C>
+cudaError_t LaunchGrad(const GradArgs& args, cudaStream_t stream) {
+  const ChunkGlaShape& s = args.shape;
+  const int64_t blocks = SegmentSlots(s) * s.H * C::kSlices;
+  if (blocks == 0) return cudaSuccess;
+  GradParams params;
+  params.args = args;
+  TensorMapArgs map = {.data = args.d_o,
+                       .dtype = DType::kBFloat16,
+                       .rows = s.B * s.T,
+                       .columns = s.H * s.V,
+                       .box_rows = 64,
+                       .box_columns = 64,
+                       .swizzled = true};
+  if (cudaError_t error = MakeTensorMap(map, &params.d_o)) return error;
+  map.data = args.v;
+  if (cudaError_t error = MakeTensorMap(map, &params.v)) return error;
+  constexpr int kBytes = sizeof(GradShared<C>);
+  static_assert(kBytes <= 227 * 1024, "more shared memory than a block has");
+  if (cudaError_t error = cudaFuncSetAttribute(
+          GradKernel<C>, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes)) {
+    return error;
+  }
+  GradKernel<C><<<blocks, C::kThreads, kBytes, stream>>>(params);
+  return cudaGetLastError();
+}
+
+}  // namespace gla::internal
+
+#endif  // GLA_KERNELS_GLA_CHUNK_GLA_SM90_GRAD_CUH_

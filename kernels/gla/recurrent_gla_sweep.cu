@@ -1,0 +1,293 @@
+// One block per (sequence, head, slice of V) keeps all K rows of its columns in
+// registers for all tokens, so a state moves once in and once out per call.
+// That is what decoding takes: 8 K V bytes per head and little else.
+//
+// A thread owns up to 4 neighbouring columns (16 bytes) of every 32nd row; all
+// its loads are in flight at once. The sum over K of an output is made of
+// kParts = 32 partial sums, part p over rows p, p + 32, ..., added as one
+// binary tree (parts p and p^1, then p and p^2, ...). The tree is the same for
+// every slice width and however the tokens are split over calls, so is every
+// bit of the result.
+#include <algorithm>
+#include <cmath>
+
+#include "kernels/device/block_sum.cuh"
+#include "kernels/device/elements.cuh"
+#include "kernels/gla/recurrent_gla_head.cuh"
+#include "kernels/gla/recurrent_gla_sweep.h"
+
+namespace gla::internal {
+namespace {
+
+int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+constexpr int kParts = 32;
+
+__device__ int64_t StepToken(const SweepParams& p, const Head& head,
+                             int64_t step) {
+  return p.backward ? head.tokens - 1 - step : step;
+}
+
+// Shared memory of a block, for `tile` tokens.
+template <int kRows, int kWidth, int kColumnThreads>
+struct SweepTile {
+  static constexpr int kK = kRows * kParts;
+  static constexpr int kColumns = kColumnThreads * kWidth;
+  static constexpr int kThreads = kParts * kColumnThreads;
+  static constexpr int kWarps = kThreads / kWarpThreads;
+
+  static int Bytes(int tile) {
+    return tile * (3 * kK + (1 + kWarps) * kColumns) * sizeof(float);
+  }
+  __device__ SweepTile(float* shared, int tile)
+      : query(shared),
+        key(query + tile * kK),
+        decay(key + tile * kK),
+        value(decay + tile * kK),
+        sums(value + tile * kColumns) {}
+
+  float *query, *key, *decay;  // [tile, kK]; query and key zero past K
+  float* value;                // [tile, kColumns]
+  float* sums;                 // [tile, kWarps, kColumns] of the warps
+};
+
+// Fills row i of the tile with what token t needs; `gate_token` < 0: no gate.
+template <typename Tile>
+__device__ void StageToken(const SweepParams& p, const Head& head, int i,
+                           int64_t t, int64_t gate_token, int first_column,
+                           const Tile& tile) {
+  constexpr int kPerThread = (Tile::kK + Tile::kThreads - 1) / Tile::kThreads;
+  const int K = p.shape.K, V = p.shape.V;
+  const DType dtype = p.shape.dtype, gate_dtype = p.shape.gate_dtype;
+  const int64_t row = TokenRow(p.shape, head, t, K);
+  const int64_t gate_row = TokenRow(p.shape, head, gate_token, K);
+  uint32_t query[kPerThread] = {}, key[kPerThread] = {}, g[kPerThread] = {};
+  uint32_t value = 0;
+#pragma unroll
+  for (int j = 0; j < kPerThread; ++j) {
+    const int k = threadIdx.x + j * Tile::kThreads;
+    if (k >= K) continue;
+    query[j] = LoadBits(p.query, dtype, row + k);
+    key[j] = LoadBits(p.key, dtype, row + k);
+    if (gate_token >= 0) g[j] = LoadBits(p.g, gate_dtype, gate_row + k);
+  }
+  const int column = first_column + threadIdx.x;
+  if (threadIdx.x < Tile::kColumns && column < V) {
+    value = LoadBits(p.value, dtype, TokenRow(p.shape, head, t, V) + column);
+  }
+#pragma unroll
+  for (int j = 0; j < kPerThread; ++j) {
+    const int k = threadIdx.x + j * Tile::kThreads;
+    if (k >= Tile::kK) continue;
+    const int at = i * Tile::kK + k;
+    tile.query[at] = p.query_scale * BitsToFloat(query[j], dtype);
+    tile.key[at] = p.key_scale * BitsToFloat(key[j], dtype);
+    tile.decay[at] = expf(BitsToFloat(g[j], gate_dtype));
+  }
+  if (threadIdx.x < Tile::kColumns) {
+    tile.value[i * Tile::kColumns + threadIdx.x] = BitsToFloat(value, dtype);
+  }
+}
+
+// Fills the tile with steps [done, done + count).
+template <typename Tile>
+__device__ void StageSweep(const SweepParams& p, const Head& head, int64_t done,
+                           int count, int first_column, const Tile& tile) {
+  for (int i = 0; i < count; ++i) {
+    const int64_t t = StepToken(p, head, done + i);
+    int64_t gate_token = t;
+    if (p.backward) gate_token = t + 1 < head.tokens ? t + 1 : -1;
+    StageToken(p, head, i, t, gate_token, first_column, tile);
+  }
+}
+
+// States pass through once: no point in keeping them in a cache.
+__device__ Lanes<4> LoadState(const float* p, Lanes<4>) {
+  const float4 x = __ldcs(reinterpret_cast<const float4*>(p));
+  return {x.x, x.y, x.z, x.w};
+}
+__device__ Lanes<1> LoadState(const float* p, Lanes<1>) { return {__ldcs(p)}; }
+__device__ void StoreState(const Lanes<4>& x, float* p) {
+  __stcs(reinterpret_cast<float4*>(p),
+         make_float4(x.lane[0], x.lane[1], x.lane[2], x.lane[3]));
+}
+__device__ void StoreState(const Lanes<1>& x, float* p) {
+  __stcs(p, x.lane[0]);
+}
+
+// One token on this thread's part: updates `state`, returns the partial sum.
+template <int kRows, int kWidth>
+__device__ Lanes<kWidth> SweepStep(const float* query, const float* key,
+                                   const float* decay,
+                                   const Lanes<kWidth>& value,
+                                   Lanes<kWidth> (&state)[kRows]) {
+  Lanes<kWidth> sum = {};
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) {
+    const float q = query[r * kParts], k = key[r * kParts];
+    const float a = decay[r * kParts];
+#pragma unroll
+    for (int i = 0; i < kWidth; ++i) {
+      float& s = state[r].lane[i];
+      s = fmaf(a, s, k * value.lane[i]);
+      sum.lane[i] = fmaf(q, s, sum.lane[i]);
+    }
+  }
+  return sum;
+}
+
+// The lower levels of the tree, over the parts that share a warp.
+template <int kWidth, int kColumnThreads>
+__device__ void AddPartsOfWarp(Lanes<kWidth>* sum) {
+#pragma unroll
+  for (int offset = kColumnThreads; offset < kWarpThreads; offset *= 2) {
+#pragma unroll
+    for (int i = 0; i < kWidth; ++i) {
+      sum->lane[i] += __shfl_xor_sync(0xffffffff, sum->lane[i], offset);
+    }
+  }
+}
+
+// The upper levels, over the warps; writes the outputs of `count` steps.
+template <typename Tile>
+__device__ void WriteOutputs(const SweepParams& p, const Head& head,
+                             int64_t done, int count, int first_column,
+                             const Tile& tile) {
+  for (int j = threadIdx.x; j < count * Tile::kColumns; j += Tile::kThreads) {
+    const int i = j / Tile::kColumns, column = j % Tile::kColumns;
+    if (first_column + column >= p.shape.V) continue;
+    float x[Tile::kWarps];
+#pragma unroll
+    for (int warp = 0; warp < Tile::kWarps; ++warp) {
+      x[warp] = tile.sums[(i * Tile::kWarps + warp) * Tile::kColumns + column];
+    }
+#pragma unroll
+    for (int half = 1; half < Tile::kWarps; half *= 2) {
+#pragma unroll
+      for (int warp = 0; warp < Tile::kWarps; warp += 2 * half) {
+        x[warp] += x[warp + half];
+      }
+    }
+    const int64_t t = StepToken(p, head, done + i);
+    StoreElement(x[0], p.out, p.shape.dtype,
+                 TokenRow(p.shape, head, t, p.shape.V) + first_column + column);
+  }
+}
+
+template <int kRows, int kWidth, int kColumnThreads>
+__global__ void __launch_bounds__(kParts* kColumnThreads,
+                                  kRows* kWidth > 32 ? 16 / kColumnThreads
+                                                     : 32 / kColumnThreads)
+    SweepKernel(const SweepParams p, const int tile_tokens) {
+  using Tile = SweepTile<kRows, kWidth, kColumnThreads>;
+  extern __shared__ float4 shared[];
+  const Tile tile(reinterpret_cast<float*>(shared), tile_tokens);
+  const int K = p.shape.K, V = p.shape.V;
+  const uint32_t slices = (V + Tile::kColumns - 1) / Tile::kColumns;
+  const int first_column = blockIdx.x % slices * Tile::kColumns;
+  const Head head = HeadAt(p.shape, p.cu_seqlens, blockIdx.x / slices);
+  const int part = threadIdx.x / kColumnThreads;
+  const int column = threadIdx.x % kColumnThreads * kWidth;  // in the slice
+  const int warp = threadIdx.x / kWarpThreads;
+
+  const bool in_range = first_column + column < V;
+  const int64_t slot = p.slots == nullptr ? head.n : p.slots[head.n];
+  const int64_t corner = StateOffset(p.shape, slot, head.h) +
+                         static_cast<int64_t>(part) * V + first_column + column;
+  const int64_t row_step = static_cast<int64_t>(kParts) * V;
+  Lanes<kWidth> state[kRows] = {};
+  if (p.first_state != nullptr && in_range) {
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      if (part + r * kParts < K) {
+        state[r] = LoadState(p.first_state + corner + r * row_step, state[r]);
+      }
+    }
+  }
+
+  int64_t done = 0;
+  do {
+    const int count =
+        min(static_cast<int64_t>(tile_tokens), head.tokens - done);
+    StageSweep(p, head, done, count, first_column, tile);
+    __syncthreads();
+    for (int i = 0; i < count; ++i) {
+      const int row = i * Tile::kK + part;
+      Lanes<kWidth> sum = SweepStep<kRows>(
+          tile.query + row, tile.key + row, tile.decay + row,
+          LoadLanes<kWidth>(tile.value + i * Tile::kColumns + column), state);
+      AddPartsOfWarp<kWidth, kColumnThreads>(&sum);
+      if (threadIdx.x % kWarpThreads < kColumnThreads) {
+        StoreLanes(sum, tile.sums + (i * Tile::kWarps + warp) * Tile::kColumns +
+                            column);
+      }
+    }
+    done += count;
+    if (done == head.tokens && p.last_state != nullptr && in_range) {
+#pragma unroll
+      for (int r = 0; r < kRows; ++r) {
+        if (part + r * kParts < K) {
+          StoreState(state[r], p.last_state + corner + r * row_step);
+        }
+      }
+    }
+    __syncthreads();
+    WriteOutputs(p, head, done - count, count, first_column, tile);
+  } while (done < head.tokens);
+}
+
+// Tokens staged together: few, to leave shared memory to more blocks.
+constexpr int kTileTokens = 4;
+
+template <int kRows, int kWidth, int kColumnThreads>
+cudaError_t LaunchSweep(const SweepParams& p, cudaStream_t stream) {
+  using Tile = SweepTile<kRows, kWidth, kColumnThreads>;
+  const int tile_tokens = std::min<int64_t>(kTileTokens, p.shape.T);
+  const int64_t blocks =
+      p.shape.N * p.shape.H * CeilDiv(p.shape.V, Tile::kColumns);
+  SweepKernel<kRows, kWidth, kColumnThreads>
+      <<<blocks, Tile::kThreads, Tile::Bytes(tile_tokens), stream>>>(
+          p, tile_tokens);
+  return cudaGetLastError();
+}
+
+// Threads side by side in a slice of V: as wide as possible while the blocks
+// still cover the GPU about twice. Bits do not depend on it.
+int ColumnThreads(int64_t heads, int64_t V, int width) {
+  constexpr int64_t kEnoughBlocks = 256;
+  for (const int threads : {16, 8}) {
+    if (heads * CeilDiv(V, threads * width) >= kEnoughBlocks) return threads;
+  }
+  return 4;
+}
+
+template <int kRows, int kWidth>
+cudaError_t SweepOfWidth(const SweepParams& p, cudaStream_t stream) {
+  switch (ColumnThreads(p.shape.N * p.shape.H, p.shape.V, kWidth)) {
+    case 16:
+      return LaunchSweep<kRows, kWidth, 16>(p, stream);
+    case 8:
+      return LaunchSweep<kRows, kWidth, 8>(p, stream);
+    default:
+      return LaunchSweep<kRows, kWidth, 4>(p, stream);
+  }
+}
+
+template <int kRows>
+cudaError_t SweepOfRows(const SweepParams& p, cudaStream_t stream) {
+  const bool packed =
+      Aligned16(p.shape.V * sizeof(float), {p.first_state, p.last_state});
+  return packed ? SweepOfWidth<kRows, 4>(p, stream)
+                : SweepOfWidth<kRows, 1>(p, stream);
+}
+
+}  // namespace
+
+cudaError_t Sweep(const SweepParams& p, cudaStream_t stream) {
+  if (p.shape.K <= 2 * kParts) return SweepOfRows<2>(p, stream);
+  if (p.shape.K <= 4 * kParts) return SweepOfRows<4>(p, stream);
+  if (p.shape.K <= 8 * kParts) return SweepOfRows<8>(p, stream);
+  return SweepOfRows<16>(p, stream);
+}
+
+}  // namespace gla::internal
