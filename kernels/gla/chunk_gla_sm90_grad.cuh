@@ -50,6 +50,14 @@ struct GradParams {
 // Cumulative gates of mild channels as 16-bit integers, -512 b.
 inline constexpr float kLogUnits = 512;
 
+// What a block works on.
+struct GradWork {
+  SequenceRows rows;
+  int h, slice;
+  int64_t slot;
+  int first_chunk, chunks;
+};
+
 template <typename C>
 struct GradShared {
   uint8_t q[kSegmentChunks][kSlabBytes];    // q~
@@ -72,13 +80,7 @@ struct GradShared {
   uint64_t full[C::kStages];
   uint64_t empty[C::kStages];
   uint64_t scored[kSegmentChunks];
-};
-
-struct GradWork {
-  SequenceRows rows;
-  int h, slice;
-  int64_t slot;
-  int first_chunk, chunks;
+  GradWork work;
 };
 
 // The segment of a slot: the last sequence whose first segment is not after it.
@@ -114,17 +116,15 @@ inline constexpr int kLoadBarrier = 4;
 template <typename C>
 class GradLoads {
  public:
-  __device__ GradLoads(const GradParams& params, const GradWork& work,
-                       GradShared<C>& shared)
+  __device__ GradLoads(const GradParams& params, GradShared<C>& shared)
       : params_(params),
-        work_(work),
         shared_(shared),
         warp_(__shfl_sync(0xffffffff, threadIdx.x / 32 % 4, 0)),
         lane_(threadIdx.x % 32) {}
 
   __device__ void Run() {
     constexpr int kChunkSteps = 2 * C::kBlocks;
-    const int forward_steps = work_.chunks * kChunkSteps;
+    const int forward_steps = shared_.work.chunks * kChunkSteps;
     const int steps = 2 * forward_steps;
     for (int n = 0; n < C::kStages - 1 && n < steps; ++n) Load(n);
     float d_a[32];
@@ -156,13 +156,16 @@ class GradLoads {
     constexpr int kChunkSteps = 2 * C::kBlocks;
     const int stage = n % C::kStages;
     int chunk = n / kChunkSteps;
-    if (chunk >= work_.chunks) chunk = 2 * work_.chunks - 1 - chunk;
+    if (chunk >= shared_.work.chunks)
+      chunk = 2 * shared_.work.chunks - 1 - chunk;
     const int block = n % kChunkSteps / 2, group = n % 2;
     BarrierWait(SharedAddress(&shared_.empty[stage]), (n / C::kStages & 1) ^ 1);
     const uint32_t full = SharedAddress(&shared_.full[stage]);
     BarrierArriveExpect(full, 2 * kSlabBytes);
-    const int column = work_.h * C::V + (group * C::kBlocks + block) * 64;
-    const int row = work_.rows.first + (work_.first_chunk + chunk) * kChunk;
+    const int column =
+        shared_.work.h * C::V + (group * C::kBlocks + block) * 64;
+    const int row =
+        shared_.work.rows.first + (shared_.work.first_chunk + chunk) * kChunk;
     TensorLoad(SharedAddress(shared_.step[stage].d_o), &params_.d_o, column,
                row, full);
     TensorLoad(SharedAddress(shared_.step[stage].v), &params_.v, column, row,
@@ -186,7 +189,8 @@ class GradLoads {
 
   __device__ void StoreScores(int chunk, const float (&d_a)[32]) {
     const int row = warp_ * 16 + lane_ / 4, column = lane_ % 4 * 2;
-    const int rows = work_.rows.length - (work_.first_chunk + chunk) * kChunk;
+    const int rows =
+        shared_.work.rows.length - (shared_.work.first_chunk + chunk) * kChunk;
     const uint32_t element =
         SharedAddress(shared_.d_a[chunk]) + SlabElement(row, column);
 #pragma unroll
@@ -204,7 +208,6 @@ class GradLoads {
   }
 
   const GradParams& params_;
-  const GradWork& work_;
   GradShared<C>& shared_;
   const int warp_, lane_;
 };
@@ -214,10 +217,9 @@ class GradLoads {
 template <typename C>
 class GradMain {
  public:
-  __device__ GradMain(const GradParams& params, const GradWork& work,
-                      GradShared<C>& shared, int group)
+  __device__ GradMain(const GradParams& params, GradShared<C>& shared,
+                      int group)
       : args_(params.args),
-        work_(work),
         shared_(shared),
         group_(group),
         warp_(__shfl_sync(0xffffffff, threadIdx.x / 32 % 4, 0)),
@@ -229,10 +231,11 @@ class GradMain {
     GateSegment();
     LoadState();
 #pragma unroll 1
-    for (int c = 0; c < work_.chunks; ++c) Visit</*kBackward=*/false>(c);
+    for (int c = 0; c < shared_.work.chunks; ++c) Visit</*kBackward=*/false>(c);
     TurnAround();
 #pragma unroll 1
-    for (int c = work_.chunks - 1; c >= 0; --c) Visit</*kBackward=*/true>(c);
+    for (int c = shared_.work.chunks - 1; c >= 0; --c)
+      Visit</*kBackward=*/true>(c);
   }
 
  private:
@@ -240,12 +243,14 @@ class GradMain {
   using Pair = typename GatePair<Gate>::Type;
 
   __device__ int RowsOf(int c) const {
-    return work_.rows.length - (work_.first_chunk + c) * kChunk;
+    return shared_.work.rows.length - (shared_.work.first_chunk + c) * kChunk;
   }
   // Offset of a row's first channel of this block in a [B, T, H, K] tensor.
   __device__ int64_t KeyOffset(int c, int row) const {
-    const int64_t r = work_.rows.first + (work_.first_chunk + c) * kChunk + row;
-    return (r * args_.shape.H + work_.h) * C::K + work_.slice * 64;
+    const int64_t r =
+        shared_.work.rows.first + (shared_.work.first_chunk + c) * kChunk + row;
+    return (r * args_.shape.H + shared_.work.h) * C::K +
+           shared_.work.slice * 64;
   }
 
   // --- Gated operands: two warps a chunk, 32 rows each, lane l channels 2 l
@@ -254,7 +259,7 @@ class GradMain {
   __device__ void GateSegment() {
     const int warp = group_ * 4 + warp_;
     const int c = warp / 2, half = warp % 2;
-    const int rows = c < work_.chunks ? RowsOf(c) - 32 * half : 0;
+    const int rows = c < shared_.work.chunks ? RowsOf(c) - 32 * half : 0;
     Pair g[32];
     float2 total = {0, 0};
 #pragma unroll
@@ -294,7 +299,9 @@ class GradMain {
 
   __device__ void GateRows(int c, int half, int rows, const Pair (&g)[32],
                            float2 b, float2 shift) {
-    constexpr int kBatch = 8;  // rows whose loads are issued together
+    constexpr int kBatch = 16;  // rows whose loads are issued together
+    const int64_t row_elements = args_.shape.H * C::K;
+    int64_t offset = KeyOffset(c, 32 * half) + 2 * lane_;
 #pragma unroll
     for (int first = 0; first < 32; first += kBatch) {
       uint32_t q[kBatch], k[kBatch];
@@ -302,26 +309,26 @@ class GradMain {
       for (int r = 0; r < kBatch; ++r) {
         q[r] = k[r] = 0;
         if (first + r < rows) {
-          const int64_t offset = KeyOffset(c, 32 * half + first + r);
-          q[r] = reinterpret_cast<const uint32_t*>(args_.q + offset)[lane_];
-          k[r] = reinterpret_cast<const uint32_t*>(args_.k + offset)[lane_];
+          q[r] = *reinterpret_cast<const uint32_t*>(args_.q + offset);
+          k[r] = *reinterpret_cast<const uint32_t*>(args_.k + offset);
         }
+        offset += row_elements;
       }
 #pragma unroll
       for (int r = 0; r < kBatch; ++r) {
         const float2 log2 = ToLog2(g[first + r]);
         b = {b.x + log2.x, b.y + log2.y};
         const int row = 32 * half + first + r;
-        const uint32_t offset = row * 128 + (lane_ * 4 ^ (row % 8 << 4));
-        StoreShared32(SharedAddress(shared_.q[c]) + offset,
+        const uint32_t element = row * 128 + (lane_ * 4 ^ (row % 8 << 4));
+        StoreShared32(SharedAddress(shared_.q[c]) + element,
                       PackBf16(LowFloat(q[r]) * args_.scale * Exp2(b.x),
                                HighFloat(q[r]) * args_.scale * Exp2(b.y)));
-        StoreShared32(SharedAddress(shared_.k[c]) + offset,
+        StoreShared32(SharedAddress(shared_.k[c]) + element,
                       PackBf16(LowFloat(k[r]) * Exp2(shift.x - b.x),
                                HighFloat(k[r]) * Exp2(shift.y - b.y)));
         const uint32_t low = fminf(-b.x * kLogUnits + 0.5f, 65535);
         const uint32_t high = fminf(-b.y * kLogUnits + 0.5f, 65535);
-        StoreShared32(SharedAddress(shared_.b[c]) + offset, low | high << 16);
+        StoreShared32(SharedAddress(shared_.b[c]) + element, low | high << 16);
       }
     }
   }
@@ -330,10 +337,10 @@ class GradMain {
 
   // Block j of this warpgroup in a stored state.
   __device__ const uint4* Tile(const __nv_bfloat16* states, int j) const {
-    const int64_t head = work_.slot * args_.shape.H + work_.h;
+    const int64_t head = shared_.work.slot * args_.shape.H + shared_.work.h;
     return reinterpret_cast<const uint4*>(
                states + head * (C::K * C::V) +
-               (work_.slice * (C::V / 64) + group_ * C::kBlocks + j) *
+               (shared_.work.slice * (C::V / 64) + group_ * C::kBlocks + j) *
                    kStateTile) +
            warp_ * 128 + lane_;
   }
@@ -363,7 +370,7 @@ class GradMain {
   // rest is.
   __device__ void TurnAround() {
     float flow[2] = {0, 0}, edge[2], mid[2];
-    LoadDecay(work_.chunks - 1, edge, mid);
+    LoadDecay(shared_.work.chunks - 1, edge, mid);
 #pragma unroll
     for (int j = 0; j < C::kBlocks; ++j) {
       const uint4* const tile = Tile(args_.d_states, j);
@@ -429,7 +436,7 @@ class GradMain {
   __device__ void Visit(int c) {
     float edge[2], mid[2];
     LoadDecay(c, edge, mid);
-    const bool is_last = c == work_.chunks - 1;  // see TurnAround
+    const bool is_last = c == shared_.work.chunks - 1;  // see TurnAround
     if (kBackward && !is_last) ScaleState(edge);
     // The slab that updates the state is also the one dA is multiplied with.
     const uint64_t a =
@@ -560,8 +567,23 @@ class GradMain {
 
   template <bool kBackward>
   __device__ void Finish(int c, const float (&d)[32]) {
-    float value[16], product[16], raw[16];  // raw: dq~ or dk^
+    float4* const scratch =
+        reinterpret_cast<float4*>(args_.scratch) +
+        ((int64_t{blockIdx.x} * kSegmentChunks + c) * 4) * 256 + group_ * 128 +
+        warp_ * 32 + lane_;
+    float4 forward[4];  // the products of the way forth
+    float value[16], product[16] = {};
     Exchange(d, value);
+    if (kBackward) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) forward[i] = scratch[i * 256];
+    }
+    bool mild[2] = {true, true};
+    if (shared_.any_steep[c]) {
+      AddSteep<kBackward>(c, value, product);
+      mild[0] = !shared_.steep[c][Channel(0)];
+      mild[1] = !shared_.steep[c][Channel(1)];
+    }
     const uint32_t operand =
         SharedAddress(kBackward ? shared_.k[c] : shared_.q[c]);
     const uint32_t logs = SharedAddress(shared_.b[c]);
@@ -575,23 +597,15 @@ class GradMain {
       for (int i = 0; i < 4; ++i) {
         const int e = 8 * s + 2 * i;
         constexpr float kUnit = (kBackward ? 1 : -1) / kLogUnits;
-        product[e] = LowFloat(x[i]) * value[e];
-        product[e + 1] = HighFloat(x[i]) * value[e + 1];
-        const float low = Exp2((b[i] & 0xffff) * kUnit);
-        const float high = Exp2((b[i] >> 16) * kUnit);
         const float factor = kBackward ? 1 : args_.scale;
-        raw[e] = value[e];
-        raw[e + 1] = value[e + 1];
-        value[e] *= low * factor;
-        value[e + 1] *= high * factor;
+        const bool keep = !mild[i % 2];
+        product[e] = keep ? product[e] : LowFloat(x[i]) * value[e];
+        product[e + 1] = keep ? product[e + 1] : HighFloat(x[i]) * value[e + 1];
+        value[e] *= keep ? 1 : Exp2((b[i] & 0xffff) * kUnit) * factor;
+        value[e + 1] *= keep ? 1 : Exp2((b[i] >> 16) * kUnit) * factor;
       }
     }
-    if (shared_.any_steep[c]) AddSteep<kBackward>(c, raw, value, product);
     StoreRows(kBackward ? args_.dk : args_.dq, c, value);
-    float4* const scratch =
-        reinterpret_cast<float4*>(args_.scratch) +
-        ((int64_t{blockIdx.x} * kSegmentChunks + c) * 4) * 256 + group_ * 128 +
-        warp_ * 32 + lane_;
     if (!kBackward) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
@@ -603,12 +617,12 @@ class GradMain {
     const int rows = RowsOf(c);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const float4 w = scratch[i * 256];
-      const float forward[4] = {w.x, w.y, w.z, w.w};
+      const float w[4] = {forward[i].x, forward[i].y, forward[i].z,
+                          forward[i].w};
 #pragma unroll
       for (int f = 0; f < 4; ++f) {
         const int e = 4 * i + f;
-        value[e] = Token(e) < rows ? forward[f] - product[e] : 0;
+        value[e] = Token(e) < rows ? w[f] - product[e] : 0;
       }
     }
     GateGradients(c, value);
@@ -717,13 +731,12 @@ class GradMain {
     }
   }
 
-  // --- Steep channels, in float32 and term by term: eight at a time, from
-  // global memory. Their part of the products with dA is below
-  // 2^-kMaxLog2Decay of what is added here.
+  // --- Steep channels: dq~ or dk^ in `value` become dq or dk, in float32 and
+  // term by term, eight channels at a time from global memory. Their part of
+  // the products with dA is below 2^-kMaxLog2Decay of what is added here.
 
   template <bool kBackward>
-  __device__ void AddSteep(int c, const float (&raw)[16], float (&value)[16],
-                           float (&product)[16]) {
+  __device__ void AddSteep(int c, float (&value)[16], float (&product)[16]) {
 #pragma unroll 1
     for (int first = 0; first < 64; first += 8) {
       bool any = false;
@@ -739,9 +752,9 @@ class GradMain {
       if (warp_ != first / 16) continue;
       if (shared_.steep[c][first + lane_ / 4]) {
         if (first / 8 % 2 == 0) {
-          FixElements<kBackward, 0>(c, raw, value, product);
+          FixElements<kBackward, 0>(c, value, product);
         } else {
-          FixElements<kBackward, 1>(c, raw, value, product);
+          FixElements<kBackward, 1>(c, value, product);
         }
       }
       __syncwarp();
@@ -749,8 +762,7 @@ class GradMain {
   }
 
   template <bool kBackward, int kRow>
-  __device__ void FixElements(int c, const float (&raw)[16], float (&value)[16],
-                              float (&product)[16]) {
+  __device__ void FixElements(int c, float (&value)[16], float (&product)[16]) {
     const float* const b = shared_.channel[group_][0][lane_ / 4];
     const float* const q = shared_.channel[group_][1][lane_ / 4];
     const float* const k = shared_.channel[group_][2][lane_ / 4];
@@ -758,7 +770,7 @@ class GradMain {
     for (int e = 0; e < 16; ++e) {
       if (e / 2 % 2 != kRow) continue;
       const int token = Token(e);
-      float sum = raw[e] *
+      float sum = value[e] *
                   (kBackward ? Exp2(b[kChunk - 1] - b[token]) : Exp2(b[token]));
 #pragma unroll 1
       for (int s = kBackward ? token : 0; s < (kBackward ? kChunk : token + 1);
@@ -812,7 +824,6 @@ class GradMain {
   }
 
   const GradArgs& args_;
-  const GradWork& work_;
   GradShared<C>& shared_;
   const int group_, warp_, lane_;
   const uint32_t fragment_;  // this lane's place in 16 rows of a slab, as
@@ -832,6 +843,7 @@ __global__ void __launch_bounds__(C::kThreads, 1)
   GradWork work;
   if (!FindSegment<C>(params.args, &work)) return;
   if (threadIdx.x == 0) {
+    shared.work = work;
     for (int s = 0; s < C::kStages; ++s) {
       BarrierInit(SharedAddress(&shared.full[s]), 1);
       BarrierInit(SharedAddress(&shared.empty[s]), 8);
@@ -845,10 +857,10 @@ __global__ void __launch_bounds__(C::kThreads, 1)
   const int group = __shfl_sync(0xffffffff, threadIdx.x / 128, 0);
   if (group < 2) {
     RaiseRegisters<C::kMainRegisters>();
-    GradMain<C>(params, work, shared, group).Run();
+    GradMain<C>(params, shared, group).Run();
   } else {
     LowerRegisters<C::kLoadRegisters>();
-    GradLoads<C>(params, work, shared).Run();
+    GradLoads<C>(params, shared).Run();
   }
 }
 
