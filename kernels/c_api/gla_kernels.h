@@ -63,10 +63,10 @@ typedef struct gla_shape {
   int32_t gate_dtype;     // gla_dtype of g and dg
 } gla_shape;
 
-// ---- Chunk form
-// -------------------------------------------------------------- dtype:
-// bfloat16 or float16. gate_dtype: float32 or bfloat16. Sums and states are
-// float32. g: natural log of the gate, <= 0, -inf included.
+// --- Chunk form -------------------------------------------------------------
+//
+// dtype: bfloat16 or float16. gate_dtype: float32 or bfloat16. Sums and states
+// are float32. g: natural log of the gate, <= 0, -inf included.
 
 typedef struct gla_chunk_bytes {
   int64_t saved;          // what the backward pass takes from the forward pass
@@ -112,9 +112,9 @@ typedef struct gla_chunk_bwd_args {
 } gla_chunk_bwd_args;
 gla_status gla_chunk_bwd(const gla_chunk_bwd_args* args, void* stream);
 
-// ---- Recurrent form
-// ---------------------------------------------------------- Any dtypes. A
-// sequence's bits do not depend on the other sequences.
+// --- Recurrent form ---------------------------------------------------------
+//
+// Any dtypes. A sequence's bits do not depend on the other sequences.
 
 typedef struct gla_recurrent_fwd_args {
   gla_shape shape;
@@ -153,10 +153,10 @@ typedef struct gla_recurrent_bwd_args {
 } gla_recurrent_bwd_args;
 gla_status gla_recurrent_bwd(const gla_recurrent_bwd_args* args, void* stream);
 
-// ---- Gate
-// -------------------------------------------------------------------- g =
-// log_sigmoid(logits + bias) / normalizer. Any dtypes, float32 arithmetic. M
-// counts tokens, D heads times K; rows of D elements.
+// --- Gate -------------------------------------------------------------------
+//
+// g = log_sigmoid(logits + bias) / normalizer. Any dtypes, float32 arithmetic.
+// M counts tokens, D heads times K; rows of D elements.
 
 typedef struct gla_gate_fwd_args {
   int64_t M, D;
@@ -190,10 +190,11 @@ typedef struct gla_gate_bwd_args {
 } gla_gate_bwd_args;
 gla_status gla_gate_bwd(const gla_gate_bwd_args* args, void* stream);
 
-// ---- Gated RMSNorm
-// ----------------------------------------------------------- y = x /
-// sqrt(mean(x^2) + eps) * weight * gate * sigmoid(gate), row by row. Any
-// dtypes, float32 arithmetic. M counts tokens times heads; rows of V elements.
+// --- Gated RMSNorm ----------------------------------------------------------
+//
+// y = x / sqrt(mean(x^2) + eps) * weight * gate * sigmoid(gate), row by row.
+// Any dtypes, float32 arithmetic. M counts tokens times heads; rows of V
+// elements.
 
 typedef struct gla_gated_rms_norm_shape {
   int64_t M, V;

@@ -36,7 +36,7 @@ struct GradConfig {
   using Gate = GateT;
   static constexpr int kSlices = K / 64;   // blocks a head
   static constexpr int kBlocks = V / 128;  // steps of 64 values a warpgroup
-  static constexpr int kStages = 4;
+  static constexpr int kStages = 4;  // at least kSegmentChunks, see LoadRaw
   static constexpr int kThreads = 384;
   static constexpr int kMainRegisters = 216;
   static constexpr int kLoadRegisters = 72;
@@ -44,7 +44,8 @@ struct GradConfig {
 
 struct GradParams {
   GradArgs args;
-  CUtensorMap d_o, v;  // [B T, H V]; boxes 64 x 64
+  CUtensorMap d_o, v;   // [B T, H V]; boxes 64 x 64
+  CUtensorMap q, k, g;  // [B T, H K]; boxes 64 x 64
 };
 
 // Cumulative gates of mild channels as 16-bit integers, -512 b.
@@ -79,6 +80,7 @@ struct GradShared {
   float channel[2][3][8][kChunk];  // b, q, k of eight channels (AddSteep)
   uint64_t full[C::kStages];
   uint64_t empty[C::kStages];
+  uint64_t raw_full[kSegmentChunks];
   uint64_t scored[kSegmentChunks];
   GradWork work;
 };
@@ -109,7 +111,7 @@ __device__ bool FindSegment(const GradArgs& args, GradWork* w) {
 
 inline constexpr int kMainBarrier = 1;   // both main warpgroups
 inline constexpr int kGroupBarrier = 2;  // and 3: one a main warpgroup
-inline constexpr int kLoadBarrier = 4;
+inline constexpr int kAllBarrier = 4;
 
 // --- Loads and dA -----------------------------------------------------------
 
@@ -126,7 +128,11 @@ class GradLoads {
     constexpr int kChunkSteps = 2 * C::kBlocks;
     const int forward_steps = shared_.work.chunks * kChunkSteps;
     const int steps = 2 * forward_steps;
+    LoadRaw();
+    // 32-bit gates lie where the steps go until they have been read.
+    if (sizeof(Gate) == 4) NamedBarrier(kAllBarrier, C::kThreads);
     for (int n = 0; n < C::kStages - 1 && n < steps; ++n) Load(n);
+    if (sizeof(Gate) == 2) NamedBarrier(kAllBarrier, C::kThreads);
     float d_a[32];
 #pragma unroll 1
     for (int n = 0; n < steps; ++n) {
@@ -149,6 +155,25 @@ class GradLoads {
   }
 
  private:
+  using Gate = typename C::Gate;
+
+  // q, k and g of all chunks, each in the place of its gated operand.
+  __device__ void LoadRaw() {
+    if (warp_ != 0 || lane_ != 0) return;
+    for (int c = 0; c < shared_.work.chunks; ++c) {
+      const uint32_t full = SharedAddress(&shared_.raw_full[c]);
+      BarrierArriveExpect(full, (2 + sizeof(Gate) / 2) * kSlabBytes);
+      const int column = shared_.work.h * C::K + shared_.work.slice * 64;
+      const int row =
+          shared_.work.rows.first + (shared_.work.first_chunk + c) * kChunk;
+      TensorLoad(SharedAddress(shared_.q[c]), &params_.q, column, row, full);
+      TensorLoad(SharedAddress(shared_.k[c]), &params_.k, column, row, full);
+      TensorLoad(sizeof(Gate) == 2 ? SharedAddress(shared_.b[c])
+                                   : SharedAddress(&shared_.step[c]),
+                 &params_.g, column, row, full);
+    }
+  }
+
   // Step n: chunk, block of 64 values, and warpgroup, fastest last; chunks
   // forward, then backward.
   __device__ void Load(int n) {
@@ -253,24 +278,19 @@ class GradMain {
            shared_.work.slice * 64;
   }
 
-  // --- Gated operands: two warps a chunk, 32 rows each, lane l channels 2 l
-  // and 2 l + 1.
+  // --- Gated operands, in the place of q, k and (16-bit) g: two warps a chunk,
+  // 32 rows each, lane l channels 2 l and 2 l + 1.
 
   __device__ void GateSegment() {
     const int warp = group_ * 4 + warp_;
     const int c = warp / 2, half = warp % 2;
     const int rows = c < shared_.work.chunks ? RowsOf(c) - 32 * half : 0;
+    if (rows > 0) BarrierWait(SharedAddress(&shared_.raw_full[c]), 0);
     Pair g[32];
     float2 total = {0, 0};
 #pragma unroll
-    for (int r = 0; r < 32; ++r) {
-      g[r] = Pair{};
-      if (r < rows) {
-        g[r] =
-            reinterpret_cast<const Pair*>(static_cast<const Gate*>(args_.g) +
-                                          KeyOffset(c, 32 * half + r))[lane_];
-      }
-    }
+    for (int r = 0; r < 32; ++r)
+      g[r] = r < rows ? GateAt(c, 32 * half + r) : Pair{};
 #pragma unroll
     for (int r = 0; r < 32; ++r) {
       const float2 log2 = ToLog2(g[r]);
@@ -294,43 +314,56 @@ class GradMain {
     GateRows(c, half, rows, g, half == 1 ? other : float2{0, 0},
              {steep0 ? all.x : 0, steep1 ? all.y : 0});
     FenceAsyncProxy();
-    NamedBarrier(kMainBarrier, 256);
+    NamedBarrier(kAllBarrier, C::kThreads);
+  }
+
+  __device__ Pair GateAt(int c, int row) const {
+    if constexpr (sizeof(Gate) == 2) {
+      return *reinterpret_cast<const uint32_t*>(shared_.b[c] + Place(row));
+    } else {
+      return reinterpret_cast<const float2*>(
+          &shared_.step[c])[row * 32 + lane_];
+    }
+  }
+  // Where this lane's two channels of a row are in a slab.
+  __device__ uint32_t Place(int row) const {
+    return row * 128 + (lane_ * 4 ^ (row % 8 << 4));
   }
 
   __device__ void GateRows(int c, int half, int rows, const Pair (&g)[32],
                            float2 b, float2 shift) {
-    constexpr int kBatch = 16;  // rows whose loads are issued together
-    const int64_t row_elements = args_.shape.H * C::K;
-    int64_t offset = KeyOffset(c, 32 * half) + 2 * lane_;
+    constexpr int kBatch = 8;  // rows whose loads are issued together
 #pragma unroll
     for (int first = 0; first < 32; first += kBatch) {
       uint32_t q[kBatch], k[kBatch];
 #pragma unroll
       for (int r = 0; r < kBatch; ++r) {
-        q[r] = k[r] = 0;
-        if (first + r < rows) {
-          q[r] = *reinterpret_cast<const uint32_t*>(args_.q + offset);
-          k[r] = *reinterpret_cast<const uint32_t*>(args_.k + offset);
-        }
-        offset += row_elements;
+        const uint32_t place = Place(32 * half + first + r);
+        q[r] = *reinterpret_cast<const uint32_t*>(shared_.q[c] + place);
+        k[r] = *reinterpret_cast<const uint32_t*>(shared_.k[c] + place);
+        if (first + r >= rows) q[r] = k[r] = 0;
       }
 #pragma unroll
       for (int r = 0; r < kBatch; ++r) {
         const float2 log2 = ToLog2(g[first + r]);
         b = {b.x + log2.x, b.y + log2.y};
-        const int row = 32 * half + first + r;
-        const uint32_t element = row * 128 + (lane_ * 4 ^ (row % 8 << 4));
-        StoreShared32(SharedAddress(shared_.q[c]) + element,
-                      PackBf16(LowFloat(q[r]) * args_.scale * Exp2(b.x),
-                               HighFloat(q[r]) * args_.scale * Exp2(b.y)));
-        StoreShared32(SharedAddress(shared_.k[c]) + element,
-                      PackBf16(LowFloat(k[r]) * Exp2(shift.x - b.x),
-                               HighFloat(k[r]) * Exp2(shift.y - b.y)));
-        const uint32_t low = fminf(-b.x * kLogUnits + 0.5f, 65535);
-        const uint32_t high = fminf(-b.y * kLogUnits + 0.5f, 65535);
-        StoreShared32(SharedAddress(shared_.b[c]) + element, low | high << 16);
+        const uint32_t place = Place(32 * half + first + r);
+        *reinterpret_cast<uint32_t*>(shared_.q[c] + place) =
+            PackBf16(LowFloat(q[r]) * args_.scale * Exp2(b.x),
+                     HighFloat(q[r]) * args_.scale * Exp2(b.y));
+        *reinterpret_cast<uint32_t*>(shared_.k[c] + place) =
+            PackBf16(LowFloat(k[r]) * Exp2(shift.x - b.x),
+                     HighFloat(k[r]) * Exp2(shift.y - b.y));
+        *reinterpret_cast<uint32_t*>(shared_.b[c] + place) =
+            __byte_perm(LogUnits(b.x), LogUnits(b.y), 0x5410);
       }
     }
+  }
+
+  // -kLogUnits b rounded to an integer of at most 16 bits, in the low half.
+  static __device__ uint32_t LogUnits(float b) {
+    constexpr float kIntegers = 1 << 23;  // floats from here on are integers
+    return __float_as_uint(fminf(b * -kLogUnits, 65535) + kIntegers);
   }
 
   // --- The state.
@@ -849,6 +882,7 @@ __global__ void __launch_bounds__(C::kThreads, 1)
       BarrierInit(SharedAddress(&shared.empty[s]), 8);
     }
     for (int c = 0; c < kSegmentChunks; ++c) {
+      BarrierInit(SharedAddress(&shared.raw_full[c]), 1);
       BarrierInit(SharedAddress(&shared.scored[c]), 128);
     }
     BarrierInitFence();
@@ -881,6 +915,15 @@ cudaError_t LaunchGrad(const GradArgs& args, cudaStream_t stream) {
   if (cudaError_t error = MakeTensorMap(map, &params.d_o)) return error;
   map.data = args.v;
   if (cudaError_t error = MakeTensorMap(map, &params.v)) return error;
+  map.columns = s.H * s.K;
+  map.data = args.q;
+  if (cudaError_t error = MakeTensorMap(map, &params.q)) return error;
+  map.data = args.k;
+  if (cudaError_t error = MakeTensorMap(map, &params.k)) return error;
+  map.data = args.g;
+  map.dtype = s.gate_dtype;
+  map.swizzled = s.gate_dtype == DType::kBFloat16;
+  if (cudaError_t error = MakeTensorMap(map, &params.g)) return error;
   constexpr int kBytes = sizeof(GradShared<C>);
   static_assert(kBytes <= 227 * 1024, "more shared memory than a block has");
   if (cudaError_t error = cudaFuncSetAttribute(

@@ -82,7 +82,7 @@ struct ScanShared {
   uint64_t full[C::kStages];
   uint64_t empty[C::kStages];
   uint64_t x_full[C::kStages];
-  uint64_t raw_full;
+  uint64_t q_full, k_full, g_full;  // of raw
 };
 
 // Named barriers.
@@ -608,7 +608,9 @@ class ScanGates {
         rank_(rank) {}
 
   __device__ void Run() {
-    if (warp_ == 3 && lane_ == 0) LoadRaw(0);
+    LoadG(0);
+    LoadQ(0);
+    LoadK(0);
 #pragma unroll 1
     for (int i = 0; i < work_.chunks; ++i) Step(i);
     if (!C::kOutput && warp_ == 0) StorePieceDecay();
@@ -620,31 +622,47 @@ class ScanGates {
     const int stage = i % C::kStages;
     BarrierWait(SharedAddress(&shared_.empty[stage]),
                 Parity<C::kStages>(i) ^ 1);
-    if (warp_ == 3 && lane_ == 0) LoadX(i);
-    BarrierWait(SharedAddress(&shared_.raw_full), i & 1);
+    if (IsLoader()) LoadX(i);
+    BarrierWait(SharedAddress(&shared_.g_full), i & 1);
     const int rows = work_.rows.length - ChunkAt<C>(work_, i) * kChunk;
-    if (rows < kChunk) MaskRaw(rows);
+    if (rows < kChunk) {
+      BarrierWait(SharedAddress(&shared_.q_full), i & 1);
+      BarrierWait(SharedAddress(&shared_.k_full), i & 1);
+      MaskRaw(rows);
+    }
     GateOperands(i);
   }
 
   using Gate = typename C::Gate;
   using Pair = typename GatePair<Gate>::Type;
+  using Raw = typename ScanShared<C>::Raw;
 
   __device__ int OwnSlab(int j) const { return rank_ * C::kOwn + j; }
 
-  // Starts the load of step i's q, k, g of the own slabs.
-  __device__ void LoadRaw(int i) {
-    if (i >= work_.chunks) return;
-    const uint32_t barrier = SharedAddress(&shared_.raw_full);
-    BarrierArriveExpect(barrier, sizeof(shared_.raw));
+  // The thread that starts loads.
+  __device__ bool IsLoader() const { return warp_ == 3 && lane_ == 0; }
+
+  // Starts the loads of step i's q, k or g of the own slabs.
+  __device__ void LoadQ(int i) {
+    Load<&Raw::q>(i, &params_.q, &shared_.q_full);
+  }
+  __device__ void LoadK(int i) {
+    Load<&Raw::k>(i, &params_.k, &shared_.k_full);
+  }
+  __device__ void LoadG(int i) {
+    Load<&Raw::g>(i, &params_.g, &shared_.g_full);
+  }
+
+  template <auto kMember>
+  __device__ void Load(int i, const CUtensorMap* map, uint64_t* full) {
+    if (!IsLoader() || i >= work_.chunks) return;
+    const uint32_t barrier = SharedAddress(full);
+    BarrierArriveExpect(barrier, C::kOwn * sizeof(shared_.raw[0].*kMember));
     const int row = work_.rows.first + ChunkAt<C>(work_, i) * kChunk;
 #pragma unroll
     for (int j = 0; j < C::kOwn; ++j) {
-      auto& raw = shared_.raw[j];
-      const int column = work_.h * C::K + OwnSlab(j) * 64;
-      TensorLoad(SharedAddress(raw.q), &params_.q, column, row, barrier);
-      TensorLoad(SharedAddress(raw.k), &params_.k, column, row, barrier);
-      TensorLoad(SharedAddress(raw.g), &params_.g, column, row, barrier);
+      TensorLoad(SharedAddress(&(shared_.raw[j].*kMember)), map,
+                 work_.h * C::K + OwnSlab(j) * 64, row, barrier);
     }
   }
 
@@ -680,50 +698,62 @@ class ScanGates {
   }
 
   // Gated operands of the own slabs, and their decay: first q~, on its way to
-  // the other blocks while k^ is formed. Lane l has channels 2 l and 2 l + 1,
+  // the other blocks while k^ is formed. Loads of the next step start as soon
+  // as what they overwrite has been read. Lane l has channels 2 l and 2 l + 1,
   // warp w rows 16 w .. 16 w + 15.
   __device__ void GateOperands(int i) {
     const int stage = i % C::kStages;
+    Pair g[C::kOwn][16];
     float2 before[C::kOwn], all[C::kOwn];
-    SumGates(before, all);
+    SumGates(g, before, all);
+    LoadG(i + 1);
     auto& tiles = shared_.stage[stage];
     uint8_t(*const q_slabs)[kSlabBytes] = C::kReverse ? tiles.b : tiles.a;
     uint8_t(*const k_slabs)[kSlabBytes] = C::kReverse ? tiles.a : tiles.b;
+    BarrierWait(SharedAddress(&shared_.q_full), i & 1);
 #pragma unroll
     for (int j = 0; j < C::kOwn; ++j) {
-      GateRows<true>(j, before[j], {0, 0}, q_slabs[OwnSlab(j)]);
+      GateRows<true>(j, g[j], before[j], {0, 0}, q_slabs[OwnSlab(j)]);
       if (warp_ == 0) StoreDecay(stage, OwnSlab(j), all[j]);
     }
     FenceAsyncProxy();
     NamedBarrier(kGateBarrier, 128);
+    LoadQ(i + 1);
     Publish(stage, q_slabs, /*with_decay=*/true);
+    BarrierWait(SharedAddress(&shared_.k_full), i & 1);
 #pragma unroll
     for (int j = 0; j < C::kOwn; ++j) {
       const float2 shift = {all[j].x < -kMaxLog2Decay ? all[j].x : 0,
                             all[j].y < -kMaxLog2Decay ? all[j].y : 0};
-      GateRows<false>(j, before[j], shift, k_slabs[OwnSlab(j)]);
+      GateRows<false>(j, g[j], before[j], shift, k_slabs[OwnSlab(j)]);
     }
     FenceAsyncProxy();
     NamedBarrier(kGateBarrier, 128);
     Publish(stage, k_slabs, /*with_decay=*/false);
-    if (warp_ == 3 && lane_ == 0) {
+    if (IsLoader()) {
       constexpr uint32_t kBytes = 2 * kSlabBytes + sizeof(SlabDecay);
       BarrierArriveExpect(SharedAddress(&shared_.full[stage]),
                           (C::kSlabs - C::kOwn) * kBytes);
-      LoadRaw(i + 1);
     }
+    LoadK(i + 1);
   }
 
-  // The gates, in powers of two, of the chunk and of its rows before this
-  // warp's.
-  __device__ void SumGates(float2 (&before)[C::kOwn], float2 (&all)[C::kOwn]) {
+  // This lane's gates; in powers of two, those of the chunk and of its rows
+  // before this warp's.
+  __device__ void SumGates(Pair (&g)[C::kOwn][16], float2 (&before)[C::kOwn],
+                           float2 (&all)[C::kOwn]) {
 #pragma unroll
     for (int j = 0; j < C::kOwn; ++j) {
       float2 total = {0, 0};
 #pragma unroll
       for (int r = 0; r < 16; ++r) {
-        const float2 g = ToLog2(GateAt(j, r));
-        total = {total.x + g.x, total.y + g.y};
+        g[j][r] = reinterpret_cast<const Pair*>(
+            shared_.raw[j].g[warp_ * 16 + r])[lane_];
+      }
+#pragma unroll
+      for (int r = 0; r < 16; ++r) {
+        const float2 log2 = ToLog2(g[j][r]);
+        total = {total.x + log2.x, total.y + log2.y};
       }
       *reinterpret_cast<float2*>(&shared_.totals[j][warp_][2 * lane_]) = total;
     }
@@ -742,31 +772,25 @@ class ScanGates {
     }
   }
 
-  __device__ Pair GateAt(int j, int r) const {
-    return reinterpret_cast<const Pair*>(
-        shared_.raw[j].g[warp_ * 16 + r])[lane_];
-  }
-
   // Stores this warp's rows of scale q e^b or k e^(shift - b) in a slab; `b` is
   // the cumulative gate before them.
   template <bool kQuery>
-  __device__ void GateRows(int j, float2 b, float2 shift, uint8_t* slab) {
+  __device__ void GateRows(int j, const Pair (&g)[16], float2 b, float2 shift,
+                           uint8_t* slab) {
     constexpr int kBatch = 8;  // rows whose loads are issued together
     const auto& raw = kQuery ? shared_.raw[j].q : shared_.raw[j].k;
     slab += warp_ * 2048;
 #pragma unroll
     for (int first = 0; first < 16; first += kBatch) {
       uint32_t value[kBatch];
-      Pair g[kBatch];
 #pragma unroll
       for (int r = 0; r < kBatch; ++r) {
         value[r] = reinterpret_cast<const uint32_t*>(
             raw[warp_ * 16 + first + r])[lane_];
-        g[r] = GateAt(j, first + r);
       }
 #pragma unroll
       for (int r = 0; r < kBatch; ++r) {
-        const float2 log2 = ToLog2(g[r]);
+        const float2 log2 = ToLog2(g[first + r]);
         b = {b.x + log2.x, b.y + log2.y};
         const float low = LowFloat(value[r]), high = HighFloat(value[r]);
         value[r] = kQuery ? PackBf16(low * args_.scale * Exp2(b.x),
@@ -861,7 +885,9 @@ __global__ void __cluster_dims__(C::kCluster) __launch_bounds__(C::kThreads, 1)
       BarrierInit(SharedAddress(&shared.x_full[s]), 1);
       BarrierInit(SharedAddress(&shared.empty[s]), 8 * C::kCluster);
     }
-    BarrierInit(SharedAddress(&shared.raw_full), 1);
+    BarrierInit(SharedAddress(&shared.q_full), 1);
+    BarrierInit(SharedAddress(&shared.k_full), 1);
+    BarrierInit(SharedAddress(&shared.g_full), 1);
     BarrierInitFence();
   }
   __syncthreads();
