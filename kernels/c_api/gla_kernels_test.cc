@@ -145,9 +145,9 @@ TEST(GlaKernelsTest, NamesMisalignedTensors) {
   EXPECT_THAT(gla_last_error(), HasSubstr("multiple of 16 bytes"));
 
   args = ChunkFwdArgs();
-  args.workspace = memory + 128;
+  args.saved = memory + 128;
   EXPECT_EQ(gla_chunk_fwd(&args, nullptr), GLA_INVALID_ARGUMENT);
-  EXPECT_THAT(gla_last_error(), HasSubstr("workspace is at address"));
+  EXPECT_THAT(gla_last_error(), HasSubstr("saved is at address"));
 
   // Rows of 60 bfloat16 keep 8 bytes of alignment, so more is not asked for.
   gla_recurrent_fwd_args recurrent = RecurrentFwdArgs();

@@ -51,6 +51,11 @@ __device__ inline void NamedBarrier(int id, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
+// Arrives at a named barrier for which other threads wait.
+__device__ inline void NamedBarrierArrive(int id, int threads) {
+  asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+
 // Orders this thread's ordinary shared-memory writes before later reads of
 // wgmma and of bulk copies (once a barrier has told their issuer).
 __device__ inline void FenceAsyncProxy() {

@@ -478,11 +478,16 @@ class GradMain {
 #pragma unroll
     for (int i = 0; i < 32; ++i) d[i] = 0;
     const bool any_steep = shared_.any_steep[c];
+    if (kBackward) AddWithin<kBackward>(c, a, d);
 #pragma unroll
     for (int j = 0; j < C::kBlocks; ++j) {
       StepBlock<kBackward>(c, j, any_steep, mid, a, d);
     }
-    AddWithin<kBackward>(c, a, d);
+    if (!kBackward) {  // dA is formed meanwhile.
+      AddWithin<kBackward>(c, a, d);
+      WgmmaWait<0>();
+      Touch(d);
+    }
     if (!kBackward && !is_last) ScaleState(edge);
     Finish<kBackward>(c, d);
   }
@@ -542,7 +547,7 @@ class GradMain {
     NamedBarrier(kGroupBarrier + group_, 128);
   }
 
-  // d += a dA^T forward, a dA backward: this warpgroup's half of the
+  // Starts d += a dA^T forward, a dA backward: this warpgroup's half of the
   // contraction, since the halves of d are added anyway.
   template <bool kBackward>
   __device__ void AddWithin(int c, uint64_t a, float (&d)[32]) {
@@ -559,8 +564,6 @@ class GradMain {
           StepDescriptor<kContract>(d_a, step), true);
     }
     WgmmaCommit();
-    WgmmaWait<0>();
-    Touch(d);
   }
 
   // --- The end of a visit: tokens 32 group .. 32 group + 31.

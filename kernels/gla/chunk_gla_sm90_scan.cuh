@@ -5,8 +5,8 @@
 //
 //   warpgroups 0, 1 (state)  64 values each. State transposed: accumulator rows
 //       are values, columns channels, so that rounded to bf16 it is the A
-//       operand of the output product as it lies. Each forms all of the chunk's
-//       masked scores for itself, so that the two never wait for each other.
+//       operand of the output product as it lies. Each forms half of the
+//       chunk's masked scores.
 //   warpgroup 2 (gates)      loads x; loads q, k, g of the block's share of the
 //       channels, gates them, and copies the gated slabs to the other blocks of
 //       the cluster.
@@ -22,6 +22,7 @@
 //   full      this block's gate warps have stored their slabs, and the other
 //             blocks' copies have arrived
 //   x_full    x is there
+//   scored    both halves of the scores are stored
 //   empty     all state warps of the cluster are done with the stage
 // y is transposed in the place of its x.
 #ifndef GLA_KERNELS_GLA_CHUNK_GLA_SM90_SCAN_CUH_
@@ -67,6 +68,7 @@ struct ScanShared {
     uint8_t a[C::kSlabs][kSlabBytes];
     uint8_t b[C::kSlabs][kSlabBytes];
     uint8_t x[2][kSlabBytes];  // a slab a state warpgroup
+    uint8_t scores[kSlabBytes];
   };
   struct Raw {  // of one slab's channels, rows of 64
     __nv_bfloat16 q[kChunk][64];
@@ -74,7 +76,6 @@ struct ScanShared {
     typename C::Gate g[kChunk][64];
   };
   Stage stage[C::kStages];
-  uint8_t scores[2][kSlabBytes];  // a slab a state warpgroup
   Raw raw[C::kOwn];
   SlabDecay decay[C::kStages][C::kSlabs];
   float totals[C::kOwn][4][64];  // log gates added up by each gate warp
@@ -82,12 +83,14 @@ struct ScanShared {
   uint64_t full[C::kStages];
   uint64_t empty[C::kStages];
   uint64_t x_full[C::kStages];
+  uint64_t scored[C::kStages];
   uint64_t q_full, k_full, g_full;  // of raw
 };
 
 // Named barriers.
 inline constexpr int kGateBarrier = 1;
-inline constexpr int kStateBarrier = 2;  // and 3: one a warpgroup
+inline constexpr int kSteepBarrier = 2;  // and 3: one a state warpgroup
+inline constexpr int kStoreBarrier = 4;  // and 5: one a state warpgroup
 
 // The parity of the phase in which use number i of a ring is complete.
 template <int kSize>
@@ -211,9 +214,9 @@ class ScanState {
     const int rows = work_.rows.length - chunk * kChunk;
     if (rows < kChunk) MaskX(rows, x);
     if constexpr (C::kOutput) {
+      BarrierWait(SharedAddress(&shared_.scored[stage]), Parity<C::kStages>(i));
       WgmmaFence();
-      const uint64_t scores =
-          SlabDescriptor(SharedAddress(shared_.scores[group_]));
+      const uint64_t scores = SlabDescriptor(SharedAddress(tiles.scores));
 #pragma unroll
       for (int step = 0; step < 4; ++step) {
         Wgmma<Contract::kAlongColumns>(
@@ -236,18 +239,19 @@ class ScanState {
     Release(stage);
   }
 
-  // The masked scores A B^T, stored for this warpgroup: rows are A's tokens,
-  // columns B's.
+  // This warpgroup's half of the masked scores A B^T: rows are A's tokens,
+  // columns 32 of B's.
   __device__ void Scores(int stage, int chunk) {
-    const Stage& tiles = shared_.stage[stage];
-    float p[32];
+    Stage& tiles = shared_.stage[stage];
+    float p[16];
 #pragma unroll
-    for (int i = 0; i < 32; ++i) p[i] = 0;
+    for (int i = 0; i < 16; ++i) p[i] = 0;
     WgmmaFence();
 #pragma unroll
     for (int s = 0; s < C::kSlabs; ++s) {
       const uint64_t a = SlabDescriptor(SharedAddress(tiles.a[s]));
-      const uint64_t b = SlabDescriptor(SharedAddress(tiles.b[s]));
+      const uint64_t b =
+          SlabDescriptor(SharedAddress(tiles.b[s]) + group_ * 32 * 128);
 #pragma unroll
       for (int step = 0; step < 4; ++step) {
         Wgmma<Contract::kAlongColumns, Contract::kAlongColumns>(
@@ -260,9 +264,9 @@ class ScanState {
     Touch(p);
     if (HasSteep<C>(shared_.decay[stage])) AddSteep(stage, chunk, p);
     const uint32_t element =
-        SharedAddress(shared_.scores[group_]) + SlabElement(Row(), Column());
+        SharedAddress(tiles.scores) + SlabElement(Row(), Column());
 #pragma unroll
-    for (int j = 0; j < 8; ++j) {
+    for (int j = 0; j < 4; ++j) {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         // Eight columns on, eight rows on.
@@ -275,19 +279,19 @@ class ScanState {
       }
     }
     FenceAsyncProxy();
-    NamedBarrier(kStateBarrier + group_, 128);
+    BarrierArrive(SharedAddress(&shared_.scored[stage]));
   }
 
   __device__ int Thread() const { return warp_ * 32 + lane_; }
   // The first of this thread's elements of the scores.
   __device__ int Row() const { return warp_ * 16 + lane_ / 4; }
-  __device__ int Column() const { return lane_ % 4 * 2; }
+  __device__ int Column() const { return 32 * group_ + lane_ % 4 * 2; }
 
   // Adds the terms q k e^(b_t - b_u) of a chunk's steep channels. (What their
   // gated operands add to the products is below 2^-kMaxLog2Decay of that.)
   // Works from global memory, eight channels at a time: any block needs any
   // slab.
-  __device__ void AddSteep(int stage, int chunk, float (&p)[32]) {
+  __device__ void AddSteep(int stage, int chunk, float (&p)[16]) {
 #pragma unroll 1
     for (int group = 0; group < C::K / 8; ++group) {
       const auto& mid = shared_.decay[stage][group / 8].mid;
@@ -296,11 +300,11 @@ class ScanState {
 #pragma unroll 1
       for (int c = 0; c < 8; ++c) any |= mid[c / 2][j + c % 2] != 1;
       if (!any) continue;
-      NamedBarrier(kStateBarrier + group_, 128);
+      NamedBarrier(kSteepBarrier + group_, 128);
       LoadChannels(chunk, group * 8);
-      NamedBarrier(kStateBarrier + group_, 128);
+      NamedBarrier(kSteepBarrier + group_, 128);
       AccumulateGates();
-      NamedBarrier(kStateBarrier + group_, 128);
+      NamedBarrier(kSteepBarrier + group_, 128);
 #pragma unroll 1
       for (int c = 0; c < 8; ++c) {
         if (mid[c / 2][j + c % 2] != 1) AddChannel(c, p);
@@ -349,7 +353,7 @@ class ScanState {
     b = {sum.x + before, sum.y + before, sum.z + before, sum.w + before};
   }
 
-  __device__ void AddChannel(int c, float (&p)[32]) {
+  __device__ void AddChannel(int c, float (&p)[16]) {
     constexpr int kQuery = 1, kKey = 2;
     const float* const b = shared_.steep[group_][0][c];
     const float* const row_value =
@@ -357,7 +361,7 @@ class ScanState {
     const float* const column_value =
         shared_.steep[group_][C::kReverse ? kQuery : kKey][c];
 #pragma unroll
-    for (int e = 0; e < 32; ++e) {
+    for (int e = 0; e < 16; ++e) {
       const int row = Row() + e / 2 % 2 * 8,
                 column = Column() + e / 4 * 8 + e % 2;
       if (IsCausal<C>(row, column)) {
@@ -461,14 +465,19 @@ class ScanState {
       StoreMatrixTransposed(slab + fragment_ + 2048 * pair, a);
     }
     FenceAsyncProxy();
-    NamedBarrier(kStateBarrier + group_, 128);
     const int rows = work_.rows.length - chunk * kChunk;
     if (rows < kChunk) {
+      NamedBarrier(kStoreBarrier + group_, 128);
       StoreRows(chunk, slab, rows);
-    } else if (warp_ == 0 && lane_ == 0) {
-      TensorStore(&params_.y, work_.h * C::V + column_,
-                  work_.rows.first + chunk * kChunk, slab);
-      TensorStoreCommit();
+    } else if (warp_ != 0) {
+      NamedBarrierArrive(kStoreBarrier + group_, 128);
+    } else {
+      NamedBarrier(kStoreBarrier + group_, 128);
+      if (lane_ == 0) {
+        TensorStore(&params_.y, work_.h * C::V + column_,
+                    work_.rows.first + chunk * kChunk, slab);
+        TensorStoreCommit();
+      }
     }
   }
 
@@ -883,6 +892,7 @@ __global__ void __cluster_dims__(C::kCluster) __launch_bounds__(C::kThreads, 1)
     for (int s = 0; s < C::kStages; ++s) {
       BarrierInit(SharedAddress(&shared.full[s]), 1);
       BarrierInit(SharedAddress(&shared.x_full[s]), 1);
+      BarrierInit(SharedAddress(&shared.scored[s]), 256);
       BarrierInit(SharedAddress(&shared.empty[s]), 8 * C::kCluster);
     }
     BarrierInit(SharedAddress(&shared.q_full), 1);

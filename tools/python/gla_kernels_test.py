@@ -33,8 +33,8 @@ FLA_RECURRENT_LIMITS = dict.fromkeys(OUTPUTS, 0.005)
 FLA_CHUNK_LIMITS = FLA_RECURRENT_LIMITS | {"o": 0.004}
 # Ours, for inputs of mean zero in bfloat16.
 CHUNK_LIMITS = dict.fromkeys(OUTPUTS, 0.004) | {"dg": 0.006}
-# A strong decay makes dg small beside the products that it is a difference of.
-STRONG_DECAY_LIMITS = CHUNK_LIMITS | {"dg": 0.01}
+# A strong decay makes dg small beside the products q dq and k dk that it is a difference of.
+STRONG_DECAY_LIMITS = CHUNK_LIMITS | {"dg": 0.015}
 RECURRENT_LIMITS = {
     FP32: dict.fromkeys(OUTPUTS, 1e-4),
     FP16: dict.fromkeys(OUTPUTS, 0.001),
@@ -47,7 +47,7 @@ TUNED_HEADS = (256, 512), (128, 256), (128, 128), (64, 128)
 OTHER_HEADS = ((1, 1), (3, 5), (16, 16), (60, 60), (64, 64), (65, 129), (100, 36), (128, 64),
                (256, 256), (320, 320), (512, 512), (512, 8), (8, 512))
 
-options = argparse.Namespace(quick=False, fla=None)
+options = argparse.Namespace()
 GROUPS = {}
 
 
@@ -152,13 +152,17 @@ def relative_rms(want, got):
     return (error / (want.square().mean().sqrt() + 1e-8)).item()
 
 
-def compare(want, got, limits):
-    """Errors as text; fails where one is over its limit, as fla's assert_close does."""
+def compare(want, got, limits, dg_floor=0):
+    """Errors as text; fails where one is over its limit, as fla's assert_close does.
+
+    dg may also be off by dg_floor in every element.
+    """
     errors, bad = [], []
     for name in got:
         error = relative_rms(want[name], got[name])
         errors.append(f"{name} {error:.1e}")
-        close = (want[name] - got[name].double()).abs().max().item() <= 1e-6
+        largest = (want[name] - got[name].double()).abs().max().item()
+        close = largest <= max(1e-6, dg_floor if name == "dg" else 0)
         if not close and not error < limits[name]:  # NaN is not.
             bad.append(f"{name} {error:.3e} (limit {limits[name]})")
     require(not bad, ", ".join(bad))
@@ -166,7 +170,11 @@ def compare(want, got, limits):
 
 
 def check(op, p, limits, **kwargs):
-    return compare(expected(p), call(op, p, **kwargs), limits)
+    want = expected(p)
+    # dg is a difference of sums of products q dq in float32; where decay makes it far smaller
+    # than one of them, that is what it can be resolved to.
+    product = (p["q"].double() * want["dq"]).abs().nan_to_num().max().item()
+    return compare(want, call(op, p, **kwargs), limits, dg_floor=1e-6 * product)
 
 
 def same_bits(a, b):
@@ -766,6 +774,8 @@ def beside_fla():
         return text
 
     for (K, V), normalizer in itertools.product(TUNED_HEADS, (16, 1)):
+        if options.heads and f"{K}x{V}" not in options.heads.split(","):
+            continue
         yield f"{K}x{V} normalizer {normalizer}", lambda K=K, V=V, n=normalizer: case(K, V, n)
 
 
@@ -788,6 +798,7 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--only", default="")
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--heads", default="", help="for beside_fla, such as 256x512,64x128")
     parser.add_argument("--fla", default=os.environ.get("FLA"))
     parser.add_argument("--list", action="store_true")
     parser.parse_args(namespace=options)
