@@ -1,0 +1,54 @@
+// Steep channels (chunk_gla_sm90.cuh), eight at a time, in float32 and from
+// global memory: what their terms are formed from, one by one.
+#ifndef GLA_KERNELS_GLA_CHUNK_GLA_SM90_STEEP_CUH_
+#define GLA_KERNELS_GLA_CHUNK_GLA_SM90_STEEP_CUH_
+
+#include "kernels/gla/chunk_gla_sm90.cuh"
+
+namespace gla::internal {
+
+// Cumulative gates in powers of two, q (scaled) and k of a chunk.
+using SteepChannels = float[3][8][kChunk];
+
+// Fills `channels`, by the 128 threads of a warpgroup, but with gates that are
+// not cumulative yet. Thread 2 t + i has token t and channels 4 i .. 4 i + 3;
+// `offset` is where the first of the eight channels of its token is, in a
+// [B, T, H, K] tensor. Tokens past the sequence are not `valid` and become
+// zeros.
+template <typename Gate, typename Args>
+__device__ inline void LoadSteepChannels(const Args& args, int thread,
+                                         bool valid, int64_t offset,
+                                         SteepChannels& channels) {
+  const int t = thread / 2;
+#pragma unroll 1
+  for (int c = thread % 2 * 4; c < thread % 2 * 4 + 4; ++c) {
+    const float g =
+        static_cast<float>(static_cast<const Gate*>(args.g)[offset + c]);
+    channels[0][c][t] = valid ? fmaxf(g, kMinLogGate) * kLog2E : 0;
+    channels[1][c][t] =
+        valid ? __bfloat162float(args.q[offset + c]) * args.scale : 0;
+    channels[2][c][t] = valid ? __bfloat162float(args.k[offset + c]) : 0;
+  }
+}
+
+// Gates to cumulative gates: 16 lanes a channel, four tokens a lane.
+__device__ inline void AccumulateGates(int thread, SteepChannels& channels) {
+  float4& b =
+      *reinterpret_cast<float4*>(&channels[0][thread / 16][thread % 16 * 4]);
+  float4 sum = b;
+  sum.y += sum.x;
+  sum.z += sum.y;
+  sum.w += sum.z;
+  float before = sum.w;
+#pragma unroll
+  for (int offset = 1; offset < 16; offset *= 2) {
+    const float other = __shfl_up_sync(0xffffffff, before, offset, 16);
+    if (thread % 16 >= offset) before += other;
+  }
+  before -= sum.w;
+  b = {sum.x + before, sum.y + before, sum.z + before, sum.w + before};
+}
+
+}  // namespace gla::internal
+
+#endif  // GLA_KERNELS_GLA_CHUNK_GLA_SM90_STEEP_CUH_
