@@ -34,7 +34,7 @@ FLA_CHUNK_LIMITS = FLA_RECURRENT_LIMITS | {"o": 0.004}
 # Ours, for inputs of mean zero in bfloat16.
 CHUNK_LIMITS = dict.fromkeys(OUTPUTS, 0.004) | {"dg": 0.006}
 # A strong decay makes dg small beside the products q dq and k dk that it is a difference of.
-STRONG_DECAY_LIMITS = CHUNK_LIMITS | {"dg": 0.015}
+STRONG_DECAY_LIMITS = CHUNK_LIMITS | {"dg": 0.01}
 RECURRENT_LIMITS = {
     FP32: dict.fromkeys(OUTPUTS, 1e-4),
     FP16: dict.fromkeys(OUTPUTS, 0.001),
