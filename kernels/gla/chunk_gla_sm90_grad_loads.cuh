@@ -72,8 +72,9 @@ class GradLoads {
     constexpr int kChunkSteps = 2 * C::kBlocks;
     const int stage = n % C::kStages;
     int chunk = n / kChunkSteps;
-    if (chunk >= shared_.work.chunks)
+    if (chunk >= shared_.work.chunks) {
       chunk = 2 * shared_.work.chunks - 1 - chunk;
+    }
     const int block = n % kChunkSteps / 2, group = n % 2;
     BarrierWait(SharedAddress(&shared_.empty[stage]), (n / C::kStages & 1) ^ 1);
     const uint32_t full = SharedAddress(&shared_.full[stage]);

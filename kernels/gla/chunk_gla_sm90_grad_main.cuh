@@ -25,11 +25,14 @@ class GradMain {
     GateSegment();
     LoadState();
 #pragma unroll 1
-    for (int c = 0; c < shared_.work.chunks; ++c) Visit</*kBackward=*/false>(c);
+    for (int c = 0; c < shared_.work.chunks; ++c) {
+      Visit</*kBackward=*/false>(c);
+    }
     TurnAround();
 #pragma unroll 1
-    for (int c = shared_.work.chunks - 1; c >= 0; --c)
+    for (int c = shared_.work.chunks - 1; c >= 0; --c) {
       Visit</*kBackward=*/true>(c);
+    }
   }
 
  private:
@@ -58,8 +61,9 @@ class GradMain {
     Pair g[32];
     float2 total = {0, 0};
 #pragma unroll
-    for (int r = 0; r < 32; ++r)
+    for (int r = 0; r < 32; ++r) {
       g[r] = r < rows ? GateAt(c, 32 * half + r) : Pair{};
+    }
 #pragma unroll
     for (int r = 0; r < 32; ++r) {
       const float2 log2 = ToLog2(g[r]);
@@ -266,9 +270,8 @@ class GradMain {
   template <bool kBackward>
   __device__ void StepBlock(int c, int j, bool any_steep, const float (&mid)[2],
                             uint64_t a, float (&d)[32]) {
-    const int step_number = step_;
+    const int n = step_ + group_;
     step_ += 2;
-    const int n = step_number + group_;
     const int stage = n % C::kStages;
     BarrierWait(SharedAddress(&shared_.full[stage]), n / C::kStages & 1);
     auto& tiles = shared_.step[stage];

@@ -18,7 +18,7 @@
 //   dS^T = edge dS^T;   y^T = dS^T A^T + x^T scores^T;
 //   dS^T = mid dS^T + x^T B
 //
-// Stages hold {A, B, x, edge, mid}. Barriers, one of each a stage:
+// Stages hold {A, B, scores, x, edge, mid}. Barriers, one of each a stage:
 //   full      this block's gate warps have stored their slabs, and the other
 //             blocks' copies have arrived
 //   x_full    x is there
