@@ -149,6 +149,11 @@ TEST(GlaKernelsTest, NamesMisalignedTensors) {
   EXPECT_EQ(gla_chunk_fwd(&args, nullptr), GLA_INVALID_ARGUMENT);
   EXPECT_THAT(gla_last_error(), HasSubstr("saved is at address"));
 
+  gla_chunk_bwd_args bwd = ChunkBwdArgs();
+  bwd.workspace = memory + 128;
+  EXPECT_EQ(gla_chunk_bwd(&bwd, nullptr), GLA_INVALID_ARGUMENT);
+  EXPECT_THAT(gla_last_error(), HasSubstr("workspace is at address"));
+
   // Rows of 60 bfloat16 keep 8 bytes of alignment, so more is not asked for.
   gla_recurrent_fwd_args recurrent = RecurrentFwdArgs();
   recurrent.shape.K = 60;
