@@ -13,13 +13,14 @@
 // dg; states are float:
 //
 //   CPU   float, float. Float32 throughout; any B, T, H, K, V >= 1.
-//   CUDA  BFloat16 or Float16, float or BFloat16. Hopper; K, V <= 512. Operands
-//         of products are rounded to T, sums and states are float32. Takes
-//         device workspace.
+//   CUDA  BFloat16 or Float16, float or BFloat16. Hopper; K, V <= 512. Sums and
+//         states are float32, operands of products are rounded (to bfloat16 on
+//         the tuned path, else to TF32). Takes device workspace.
 //
 // Range of g: any value <= 0, -inf included. Log gates down to -7 per step in
-// all channels or -30 in single ones keep full accuracy. g = -inf is a reset:
-// that channel's past is forgotten exactly, and its gradient dg is 0.
+// all channels or -30 in single ones keep full accuracy; on CUDA dg then has
+// twice its usual error (docs/kernels.md, "Tests"). g = -inf is a reset: that
+// channel's past is forgotten exactly, and its gradient dg is 0.
 #ifndef GLA_KERNELS_GLA_CHUNK_GLA_H_
 #define GLA_KERNELS_GLA_CHUNK_GLA_H_
 
