@@ -1,9 +1,11 @@
 // Chooses the kernels of a chunk GLA call and lays out its workspace.
 #include <algorithm>
 
+#include "kernels/base/ceil_div.h"
 #include "kernels/gla/chunk_gla_cuda.h"
 #include "kernels/gla/chunk_gla_general.h"
 #include "kernels/gla/chunk_gla_sm90.h"
+#include "kernels/gla/chunk_gla_workspace.h"
 
 namespace gla {
 namespace internal {
@@ -12,8 +14,6 @@ namespace {
 // Blocks that a Hopper GPU runs at once, one a multiprocessor. A constant, so
 // that sizes and bits are pure functions of the shape.
 constexpr int64_t kMultiprocessors = 132;
-
-int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Pieces that a sequence is cut into, to fill the GPU when there are few heads.
 // Fewer than three would not repay the second pass over k, v and g.
@@ -25,35 +25,17 @@ int64_t NumPieces(const ChunkGlaShape& s) {
   return pieces < 3 ? 1 : pieces;
 }
 
-// Pieces of a workspace, taken in order; null base: only adds up sizes.
-class WorkspaceCursor {
- public:
-  explicit WorkspaceCursor(void* base) : base_(static_cast<char*>(base)) {}
-
-  template <typename T>
-  T* Take(int64_t elements) {
-    T* const piece = reinterpret_cast<T*>(base_ + bytes_);
-    bytes_ += CeilDiv(elements * sizeof(T), 256) * 256;
-    return piece;
-  }
-  int64_t bytes() const { return bytes_; }
-
- private:
-  char* base_;
-  int64_t bytes_ = 0;
-};
-
 int64_t StateElements(const ChunkGlaShape& s) {
   return SegmentSlots(s) * s.H * s.K * s.V;
 }
 
-void TakePieces(const ChunkGlaShape& s, WorkspaceCursor* cursor,
+void TakePieces(const ChunkGlaShape& s, WorkspaceLayout* layout,
                 ScanArgs* scan) {
   scan->pieces = NumPieces(s);
   if (scan->pieces == 1) return;
   const int64_t keys = s.N * s.H * scan->pieces * s.K;
-  scan->piece_states = cursor->Take<float>(keys * s.V);
-  scan->piece_decays = cursor->Take<float>(keys);
+  scan->piece_states = layout->Take<float>(keys * s.V);
+  scan->piece_decays = layout->Take<float>(keys);
 }
 
 // A pass over the sequences, in one piece each or in several.
@@ -78,19 +60,19 @@ struct BwdWorkspace {
 };
 
 BwdWorkspace LayOutBwd(const ChunkGlaShape& s, void* base) {
-  WorkspaceCursor cursor(base);
+  WorkspaceLayout layout(base);
   BwdWorkspace w;
-  TakePieces(s, &cursor, &w.scan);
-  w.d_states = cursor.Take<__nv_bfloat16>(StateElements(s));
-  w.grad_scratch = cursor.Take<float>(GradScratchBytes(s) / sizeof(float));
-  w.bytes = cursor.bytes();
+  TakePieces(s, &layout, &w.scan);
+  w.d_states = layout.Take<__nv_bfloat16>(StateElements(s));
+  w.grad_scratch = layout.Take<float>(GradScratchBytes(s) / sizeof(float));
+  w.bytes = layout.bytes();
   return w;
 }
 
 cudaError_t TunedFwd(const ChunkGlaFwdCudaArgs& args, cudaStream_t stream) {
-  WorkspaceCursor cursor(args.workspace);
+  WorkspaceLayout layout(args.workspace);
   ScanArgs scan;
-  TakePieces(args.shape, &cursor, &scan);
+  TakePieces(args.shape, &layout, &scan);
   scan.shape = args.shape;
   scan.scale = args.scale;
   scan.q = static_cast<const __nv_bfloat16*>(args.q);
@@ -194,10 +176,10 @@ int64_t ChunkGlaSavedBytes(const ChunkGlaShape& shape) {
 
 int64_t ChunkGlaFwdWorkspaceBytes(const ChunkGlaShape& shape) {
   if (!HasTunedShape(shape)) return internal::GeneralFwdWorkspaceBytes(shape);
-  internal::WorkspaceCursor cursor(nullptr);
+  internal::WorkspaceLayout layout(nullptr);
   internal::ScanArgs scan;
-  internal::TakePieces(shape, &cursor, &scan);
-  return cursor.bytes();
+  internal::TakePieces(shape, &layout, &scan);
+  return layout.bytes();
 }
 
 int64_t ChunkGlaBwdWorkspaceBytes(const ChunkGlaShape& shape) {

@@ -325,8 +325,8 @@ struct BackwardWorkspace {
   BackwardWorkspace(const Problem& p, const ChunkGlaShape& shape, void* base) {
     WorkspaceLayout layout(base);
     forward = ForwardStages::Take(p, shape, &layout);
-    d_states = layout.Take(p.slots * p.H * p.K * p.V);
-    d_scores = layout.Take(p.slots * p.H * kChunk * kChunk);
+    d_states = layout.Take<float>(p.slots * p.H * p.K * p.V);
+    d_scores = layout.Take<float>(p.slots * p.H * kChunk * kChunk);
     bytes = layout.bytes();
   }
 };

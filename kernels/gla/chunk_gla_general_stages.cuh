@@ -6,7 +6,9 @@
 #include <cstddef>
 #include <initializer_list>
 
+#include "kernels/base/ceil_div.h"
 #include "kernels/gla/chunk_gla_general.cuh"
+#include "kernels/gla/chunk_gla_workspace.h"
 
 namespace gla::internal {
 
@@ -136,31 +138,13 @@ inline bool AllAligned(std::initializer_list<const void*> addresses) {
 }
 
 inline unsigned int Tiles(int channels) {
-  return static_cast<unsigned int>((channels + kTile - 1) / kTile);
+  return static_cast<unsigned int>(CeilDiv(channels, kTile));
 }
 
 // Blocks per chunk and head, in x; tiles in y and z.
 inline dim3 ChunkGrid(const Problem& p, unsigned int tiles = 1) {
   return dim3(static_cast<unsigned int>(p.slots * p.H), tiles);
 }
-
-// Lays arrays of floats out in a workspace.
-class WorkspaceLayout {
- public:
-  explicit WorkspaceLayout(void* base)
-      : base_(reinterpret_cast<uintptr_t>(base)) {}
-
-  float* Take(int64_t floats) {
-    float* const piece = reinterpret_cast<float*>(base_ + bytes_);
-    bytes_ += (floats * 4 + 255) / 256 * 256;
-    return piece;
-  }
-  int64_t bytes() const { return bytes_; }
-
- private:
-  uintptr_t base_;  // 0 where only bytes() matters
-  int64_t bytes_ = 0;
-};
 
 template <class... Params, class... Args>
 cudaError_t Launch(void (*kernel)(Params...), dim3 grid, size_t shared_bytes,
@@ -215,9 +199,9 @@ struct ForwardStages {
   static ForwardStages Take(const Problem& p, const ChunkGlaShape& shape,
                             WorkspaceLayout* layout) {
     ForwardStages stages;
-    stages.b = layout->Take(shape.B * p.T * p.H * p.K);
-    stages.states = layout->Take(p.slots * p.H * p.K * p.V);
-    stages.scores = layout->Take(p.slots * p.H * kChunk * kChunk);
+    stages.b = layout->Take<float>(shape.B * p.T * p.H * p.K);
+    stages.states = layout->Take<float>(p.slots * p.H * p.K * p.V);
+    stages.scores = layout->Take<float>(p.slots * p.H * kChunk * kChunk);
     return stages;
   }
 };

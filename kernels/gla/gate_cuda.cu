@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "kernels/base/ceil_div.h"
 #include "kernels/device/elements.cuh"
 #include "kernels/device/partial_sums.cuh"
 #include "kernels/gla/gate_cuda.h"
@@ -22,8 +23,6 @@ constexpr int kForwardThreads = 256;
 constexpr int kColumnLanes = 32;
 constexpr int kRowLanes = 8;
 constexpr int kBackwardThreads = kColumnLanes * kRowLanes;
-
-int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Natural log; exact at the ends, no cancellation.
 __device__ float LogSigmoid(float x) {

@@ -12,6 +12,7 @@
 // and there KeyGradKernel takes the middle form and starts afresh.
 #include <cmath>
 
+#include "kernels/base/ceil_div.h"
 #include "kernels/device/block_sum.cuh"
 #include "kernels/device/elements.cuh"
 #include "kernels/gla/recurrent_gla_head.cuh"
@@ -19,8 +20,6 @@
 
 namespace gla::internal {
 namespace {
-
-int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 constexpr int kWarpRows = 4;
 constexpr int kRowWarps = 4;

@@ -11,6 +11,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "kernels/base/ceil_div.h"
 #include "kernels/device/block_sum.cuh"
 #include "kernels/device/elements.cuh"
 #include "kernels/gla/recurrent_gla_head.cuh"
@@ -18,8 +19,6 @@
 
 namespace gla::internal {
 namespace {
-
-int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 constexpr int kParts = 32;
 

@@ -15,6 +15,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "kernels/base/ceil_div.h"
 #include "kernels/device/block_sum.cuh"
 #include "kernels/device/elements.cuh"
 #include "kernels/device/partial_sums.cuh"
@@ -26,8 +27,6 @@ namespace {
 constexpr int kWarps = 8;             // per block
 constexpr int64_t kMaxBlocks = 1024;  // backward: rows of the workspace
 constexpr int64_t kCachedColumns = 512;
-
-int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 __device__ float Sigmoid(float z) { return __fdividef(1.0f, 1 + expf(-z)); }
 
