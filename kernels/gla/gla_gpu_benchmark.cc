@@ -211,6 +211,16 @@ void BenchmarkChunk(GpuTimer& timer, const Report& report,
              timer.Eager(variants, both), timer.Graph(variants, both));
 }
 
+// Every other slot, from the last to the first: a server's sequences come and
+// go, so their states are not neighbours.
+GpuMemory ScatteredSlots(int64_t N) {
+  std::vector<int32_t> slots;
+  for (int64_t n = 0; n < N; ++n) slots.push_back(2 * (N - 1 - n));
+  GpuMemory memory = AllocateGpu(N * sizeof(int32_t));
+  FillGpu<int32_t>(memory.get(), N * sizeof(int32_t), slots);
+  return memory;
+}
+
 // One token for each of N sequences, states in place; the variants are layers.
 void BenchmarkDecode(GpuTimer& timer, const Report& report,
                      const RecurrentGlaShape& s) {
@@ -222,26 +232,29 @@ void BenchmarkDecode(GpuTimer& timer, const Report& report,
   const int64_t keys = s.N * s.H * s.K, values = s.N * s.H * s.V;
   const GpuMemory q = Tensor(keys, normals), k = Tensor(keys, normals),
                   v = Tensor(values, normals), g = Tensor(keys, gates),
-                  o = Tensor(values, normals);
+                  o = Tensor(values, normals), slots = ScatteredSlots(s.N);
+  const std::vector<float> numbers(normals.begin(), normals.end());
+  const int64_t state_bytes = 4 * values * s.K;  // of the slots in use
   std::vector<GpuMemory> states;
-  for (int i = Variants(4 * values * s.K); i > 0; --i) {
-    states.push_back(AllocateGpu(4 * values * s.K));
-    CUDA_CHECK(cudaMemset(states.back().get(), 0, 4 * values * s.K));
+  for (int i = Variants(state_bytes); i > 0; --i) {
+    states.push_back(AllocateGpu(2 * state_bytes));
+    FillGpu<float>(states.back().get(), 2 * state_bytes, numbers);
   }
   const auto step = [&](int i) {
     auto* const state = static_cast<float*>(states[i].get());
-    CUDA_CHECK(RecurrentGlaFwdCuda({.shape = s,
-                                    .scale = 1 / std::sqrt(float(s.K)),
-                                    .q = q.get(),
-                                    .k = k.get(),
-                                    .v = v.get(),
-                                    .g = g.get(),
-                                    .cu_seqlens = nullptr,
-                                    .slots = nullptr,
-                                    .initial_state = state,
-                                    .o = o.get(),
-                                    .final_state = state},
-                                   timer.stream()));
+    CUDA_CHECK(
+        RecurrentGlaFwdCuda({.shape = s,
+                             .scale = 1 / std::sqrt(float(s.K)),
+                             .q = q.get(),
+                             .k = k.get(),
+                             .v = v.get(),
+                             .g = g.get(),
+                             .cu_seqlens = nullptr,
+                             .slots = static_cast<const int32_t*>(slots.get()),
+                             .initial_state = state,
+                             .o = o.get(),
+                             .final_state = state},
+                            timer.stream()));
   };
   const int variants = states.size();
   report.Row(name, Decode(s), timer.Eager(variants, step),
