@@ -2,12 +2,13 @@
 `N passed, N failed, N skipped`. One file, because each group is a short list of cases
 over the shared problem(), call() and check() and would be no clearer alone.
 
-usage: python3 gla_kernels_test.py [--only=GROUP,...] [--quick] [--fla=FOLDER]
+usage: python3 gla_kernels_test.py [--only=GROUP,...] [--quick] [--fla=FOLDER] [--heads=KxV,...]
 
   --only   groups to run, of those that --list prints
   --quick  small shapes, few repeats, the reference on the CPU: for compute-sanitizer
   --fla    the folder that holds fla's package folder (default: the FLA variable): adds the
            comparison of errors with fla's
+  --heads  head shapes of that comparison (default: all); fla tunes for minutes per shape
 """
 import argparse
 import contextlib
@@ -791,7 +792,7 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--only", default="")
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--heads", default="", help="for beside_fla, such as 256x512,64x128")
+    parser.add_argument("--heads", default="")
     parser.add_argument("--fla", default=os.environ.get("FLA"))
     parser.add_argument("--list", action="store_true")
     parser.parse_args(namespace=options)
