@@ -39,8 +39,8 @@ __device__ inline uint32_t SlabElement(int row, int column) {
 }
 
 // The matrix descriptor of a slab at a shared address: start, leading offset
-// (unused: the product is one slab wide), 1024 bytes between groups of 8 rows,
-// 128-byte swizzle.
+// (along columns that are M or N, to the next slab), 1024 bytes between groups
+// of 8 rows, 128-byte swizzle.
 __device__ inline uint64_t SlabDescriptor(uint32_t address) {
   constexpr uint64_t kLeading = uint64_t{kSlabBytes >> 4} << 16;
   constexpr uint64_t kStride = uint64_t{1024 >> 4} << 32;
@@ -105,6 +105,24 @@ __device__ inline void Wgmma(float (&d)[32], uint64_t a, uint64_t b,
       "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 " GLA_WGMMA_LIST
       "%32, %33, p, 1, 1, %35, %36;\n}\n"
       : GLA_WGMMA_ACCUMULATORS(d)
+      : "l"(a), "l"(b), "r"(static_cast<int>(accumulate)),
+        "n"(static_cast<int>(kA)), "n"(static_cast<int>(kB)));
+}
+
+// A 64 x 128 product, A from a slab, B from two slabs in a row, one behind the
+// other along B's N: d0 has the first's 64 columns, d1 the second's.
+template <Contract kA, Contract kB>
+__device__ inline void Wgmma(float (&d0)[32], float (&d1)[32], uint64_t a,
+                             uint64_t b, bool accumulate) {
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %66, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 "
+      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, "
+      "%15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, "
+      "%29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, "
+      "%43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, "
+      "%57, %58, %59, %60, %61, %62, %63}, %64, %65, p, 1, 1, %67, %68;\n}\n"
+      : GLA_WGMMA_ACCUMULATORS(d0), GLA_WGMMA_ACCUMULATORS(d1)
       : "l"(a), "l"(b), "r"(static_cast<int>(accumulate)),
         "n"(static_cast<int>(kA)), "n"(static_cast<int>(kB)));
 }
@@ -177,14 +195,23 @@ __device__ inline void StoreMatrixTransposed(uint32_t row,
       : "memory");
 }
 
-// The transpose of an 8 x 8 bf16 matrix held as one register a lane (row l / 4,
-// columns 2 (l % 4) + {0, 1}).
-__device__ inline uint32_t TransposeFragment(uint32_t a) {
-  uint32_t d;
-  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;"
-               : "=r"(d)
-               : "r"(a));
-  return d;
+// Transposes 4 x 4 words among the four lanes of a quad: word m of lane q
+// becomes word q of lane m.
+__device__ inline void TransposeQuad(uint32_t (&w)[4]) {
+  const int lane = threadIdx.x;
+#pragma unroll
+  for (int distance = 1; distance <= 2; distance *= 2) {
+    const bool upper = lane & distance;
+#pragma unroll
+    for (int m = 0; m < 4; ++m) {
+      if (m & distance) continue;
+      const uint32_t first = w[m], second = w[m + distance];
+      const uint32_t other =
+          __shfl_xor_sync(0xffffffff, upper ? first : second, distance);
+      w[m] = upper ? other : first;
+      w[m + distance] = upper ? second : other;
+    }
+  }
 }
 
 }  // namespace gla

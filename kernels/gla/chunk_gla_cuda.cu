@@ -11,10 +11,6 @@ namespace gla {
 namespace internal {
 namespace {
 
-// Blocks that a Hopper GPU runs at once, one a multiprocessor. A constant, so
-// that sizes and bits are pure functions of the shape.
-constexpr int64_t kMultiprocessors = 132;
-
 // Pieces that a sequence is cut into, to fill the GPU when there are few heads.
 // Fewer than three would not repay the second pass over k, v and g.
 int64_t NumPieces(const ChunkGlaShape& s) {
@@ -55,7 +51,6 @@ cudaError_t Scan(const ScanArgs& args, bool reverse, cudaStream_t stream) {
 struct BwdWorkspace {
   ScanArgs scan;
   __nv_bfloat16* d_states;
-  float* grad_scratch;
   int64_t bytes;
 };
 
@@ -64,7 +59,6 @@ BwdWorkspace LayOutBwd(const ChunkGlaShape& s, void* base) {
   BwdWorkspace w;
   TakePieces(s, &layout, &w.scan);
   w.d_states = layout.Take<__nv_bfloat16>(StateElements(s));
-  w.grad_scratch = layout.Take<float>(GradScratchBytes(s) / sizeof(float));
   w.bytes = layout.bytes();
   return w;
 }
@@ -115,7 +109,6 @@ cudaError_t TunedBwd(const ChunkGlaBwdCudaArgs& args, cudaStream_t stream) {
       .dq = static_cast<__nv_bfloat16*>(args.dq),
       .dk = static_cast<__nv_bfloat16*>(args.dk),
       .dg = args.dg,
-      .scratch = w.grad_scratch,
   };
   return SegmentGradients(grad, stream);
 }

@@ -13,8 +13,12 @@
 namespace gla::internal {
 
 inline constexpr int kChunk = 64;     // tokens
-inline constexpr int kSegment = 256;  // tokens between stored states
+inline constexpr int kSegment = 128;  // tokens between stored states
 inline constexpr int kSegmentChunks = kSegment / kChunk;
+
+// Blocks that a Hopper GPU runs at once, one a multiprocessor. A constant, so
+// that sizes and bits are pure functions of the shape.
+inline constexpr int64_t kMultiprocessors = 132;
 
 // (K, V) one of (256, 512), (128, 256), (128, 128), (64, 128), in bf16.
 bool HasTunedShape(const ChunkGlaShape& shape);
@@ -22,11 +26,8 @@ bool HasTunedShape(const ChunkGlaShape& shape);
 // Slots for stored states: sequences times segments, with gaps (FirstSegment).
 int64_t SegmentSlots(const ChunkGlaShape& shape);
 
-// A stored state is bf16 in the order in which the gradient kernel's threads
-// hold it: [slot][H][K / 64][V / 64] tiles of 4096 elements, and in a tile, for
-// channel k = 16 w + 8 i + l / 4 and value v = 16 m + 8 j + 2 (l % 4) + e,
-// element ((w 4 + m) 32 + l) 8 + 4 j + 2 i + e.
-inline constexpr int64_t kStateTile = 64 * 64;
+// A stored state is bf16, [slot][H][K / 64][V / 64] slabs (wgmma_sm90.cuh, as
+// they lie in shared memory) whose rows are 64 values and columns 64 channels.
 
 // One pass of the state over each sequence, forward or backward in time.
 //   forward: y = o,  from x = v;    state = S
@@ -63,7 +64,7 @@ cudaError_t ScanReverse(const ScanArgs& args, cudaStream_t stream);
 cudaError_t ChainPieces(const ScanArgs& args, bool reverse,
                         cudaStream_t stream);
 
-// dq, dk and dg from the states stored by both passes; one block per segment.
+// dq, dk and dg from the states stored by both passes.
 struct GradArgs {
   ChunkGlaShape shape;
   float scale;
@@ -75,9 +76,7 @@ struct GradArgs {
   const __nv_bfloat16* d_states;  // dS after each segment
   __nv_bfloat16 *dq, *dk;
   void* dg;
-  float* scratch;  // GradScratchBytes
 };
-int64_t GradScratchBytes(const ChunkGlaShape& shape);
 cudaError_t SegmentGradients(const GradArgs& args, cudaStream_t stream);
 
 }  // namespace gla::internal

@@ -19,10 +19,6 @@ cudaError_t LaunchForShape(const GradArgs& args, cudaStream_t stream) {
 
 }  // namespace
 
-int64_t GradScratchBytes(const ChunkGlaShape& shape) {
-  return SegmentSlots(shape) * shape.H * shape.K * kSegment * sizeof(float);
-}
-
 cudaError_t SegmentGradients(const GradArgs& args, cudaStream_t stream) {
   return args.shape.gate_dtype == DType::kFloat32
              ? LaunchForShape<float>(args, stream)

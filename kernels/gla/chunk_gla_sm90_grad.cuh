@@ -1,32 +1,42 @@
-// dq, dk and dg of one segment of one head, 64 channels a block
-// (SegmentGradients).
+// dq, dk and dg from the stored states (SegmentGradients).
 //
-// With the operands of chunk_gla_sm90.cuh, per chunk, transposed (rows are
-// channels), from the state before the chunk and its gradient after it:
-//   dA   = mask(do v^T)
-//   dq~^T = S do^T + k^^T dA^T,    S  <- edge (mid S + k^^T v)
-//   dk^^T = D v^T + q~^T dA,       D  <- mid D + q~^T do,    D = edge dS
+// An item is 64 or 128 channels of a segment of two chunks of one head. With S
+// before the segment, D = dS after it and the operands of chunk_gla_sm90.cuh,
+// transposed (rows are channels, columns tokens), chunks c = 0, 1:
+//   dA_cj = mask(do_c v_j^T)
+//   dq~_0 = S do_0^T + k^_0 dA_00^T
+//   dq~_1 = edge_0 (mid_0 S do_1^T + k^_0 dA_10^T) + k^_1 dA_11^T
+//   dk^_1 = edge_1 D v_1^T + q~_1 dA_11
+//   dk^_0 = edge_0 (e^B_1 D v_0^T + q~_1 dA_10) + q~_0 dA_00
 //   dq = scale e^b dq~,  dk = e^-b dk^  (steep: e^(B-b) dk^)
-//   dg_t = <S_T, dS_T> + sum over s >= t of (q~_s dq~_s - k^_s dk^_s)
-// where T is the end of the segment. So the block goes forward over the
-// segment's chunks from the stored S, then backward from the stored dS, and the
-// sum is anchored once a segment: products are formed from float32 accumulators
-// and the operands as rounded.
+//   dg_t = flow + sum over s >= t of (q~_s dq~_s - k^_s dk^_s)
+// where flow, out of the segment, is e^(B_0 + B_1) <S, D> plus the sum of k^
+// times the D term of dk^. The same float32 accumulators and rounded operands
+// in sum and flow: what flows from keys to D cancels exactly.
 //
-//   warpgroups 0, 1  half of the values each: V / 2 columns of the state in
-//       registers. The halves' dq~, dk^ are added through shared memory; each
-//       warpgroup then finishes half of the chunk's tokens.
-//   warpgroup 2      loads do and v in steps of 64 values, and forms dA.
+//   warpgroups 0 (and 1)  main: 64 channels each; dq~ and dk^ of 128 tokens in
+//                         registers
+//   next                  scores: loads do, v, S, D in half steps of 64 values,
+//                         (do, S) and (v, D); forms dA
+//   last                  gates: loads q, k, g and gates them during the steps;
+//                         writes dq, dk, dg
 //
-// At the start all warps of warpgroups 0 and 1 gate the segment's q and k once,
-// for both directions. The products q~ dq~ wait in global scratch for the way
-// back, in the order of the threads that wrote them.
+// One block a multiprocessor takes item after item; loads and gates are an item
+// ahead as far as there is room. Barriers:
+//   full, empty  of a stage, one half step: loaded; read by main and scores
+//   raw_full     q, k, g are there
+//   gated_full   q~, k^ and gates are in their place
+//   scored       dA is stored
+//   finished     dq, dk, dg are in the place of q~, k^ and gates
 #ifndef GLA_KERNELS_GLA_CHUNK_GLA_SM90_GRAD_CUH_
 #define GLA_KERNELS_GLA_CHUNK_GLA_SM90_GRAD_CUH_
 
+#include <algorithm>
+
 #include "kernels/device/tensor_map_sm90.h"
-#include "kernels/gla/chunk_gla_sm90_grad_loads.cuh"
+#include "kernels/gla/chunk_gla_sm90_grad_gates.cuh"
 #include "kernels/gla/chunk_gla_sm90_grad_main.cuh"
+#include "kernels/gla/chunk_gla_sm90_grad_scores.cuh"
 
 namespace gla::internal {
 
@@ -35,63 +45,72 @@ __global__ void __launch_bounds__(C::kThreads, 1)
     GradKernel(const __grid_constant__ GradParams params) {
   extern __shared__ __align__(1024) uint8_t dynamic[];
   auto& shared = *reinterpret_cast<GradShared<C>*>(dynamic);
-  GradWork work;
-  if (!FindSegment<C>(params.args, &work)) return;
   if (threadIdx.x == 0) {
-    shared.work = work;
     for (int s = 0; s < C::kStages; ++s) {
       BarrierInit(SharedAddress(&shared.full[s]), 1);
-      BarrierInit(SharedAddress(&shared.empty[s]), 8);
+      BarrierInit(SharedAddress(&shared.empty[s]), 4 * (C::kMains + 1));
     }
-    for (int c = 0; c < kSegmentChunks; ++c) {
-      BarrierInit(SharedAddress(&shared.raw_full[c]), 1);
-      BarrierInit(SharedAddress(&shared.scored[c]), 128);
-    }
+    BarrierInit(SharedAddress(&shared.raw_full), 1);
+    BarrierInit(SharedAddress(&shared.gated_full), 128);
+    BarrierInit(SharedAddress(&shared.scored), 128);
+    BarrierInit(SharedAddress(&shared.finished), 128 * C::kMains);
     BarrierInitFence();
   }
   __syncthreads();
   const int group = __shfl_sync(0xffffffff, threadIdx.x / 128, 0);
-  if (group < 2) {
+  if (group < C::kMains) {
     RaiseRegisters<C::kMainRegisters>();
     GradMain<C>(params, shared, group).Run();
+  } else if (group == C::kMains) {
+    LowerRegisters<C::kScoreRegisters>();
+    GradScores<C>(params, shared).Run();
   } else {
-    LowerRegisters<C::kLoadRegisters>();
-    GradLoads<C>(params, shared).Run();
+    LowerRegisters<C::kGateRegisters>();
+    GradGates<C>(params, shared).Run();
   }
 }
 
 template <typename C>
-cudaError_t LaunchGrad(const GradArgs& args, cudaStream_t stream) {
+cudaError_t MakeGradParams(const GradArgs& args, GradParams* params) {
+  params->args = args;
   const ChunkGlaShape& s = args.shape;
-  const int64_t blocks = SegmentSlots(s) * s.H * C::kSlices;
-  if (blocks == 0) return cudaSuccess;
+  params->items = SegmentSlots(s) * s.H * C::kSlices;
+  const auto make = [&s](const void* data, DType dtype, int64_t columns,
+                         uint32_t rows, CUtensorMap* map) {
+    return MakeTensorMap({.data = data,
+                          .dtype = dtype,
+                          .rows = s.B * s.T,
+                          .columns = columns,
+                          .box_rows = rows,
+                          .box_columns = 64,
+                          .swizzled = true},
+                         map);
+  };
+  constexpr DType kBf16 = DType::kBFloat16;
+  const int64_t keys = s.H * C::K, values = s.H * C::V;
+  if (auto e = make(args.d_o, kBf16, values, kSegment, &params->d_o)) return e;
+  if (auto e = make(args.v, kBf16, values, kSegment, &params->v)) return e;
+  if (auto e = make(args.q, kBf16, keys, kChunk, &params->q)) return e;
+  if (auto e = make(args.k, kBf16, keys, kChunk, &params->k)) return e;
+  if (auto e = make(args.dq, kBf16, keys, kChunk, &params->dq)) return e;
+  if (auto e = make(args.dk, kBf16, keys, kChunk, &params->dk)) return e;
+  if (s.gate_dtype != kBf16) return cudaSuccess;  // not moved as tensors
+  if (auto e = make(args.g, kBf16, keys, kChunk, &params->g)) return e;
+  return make(args.dg, kBf16, keys, kChunk, &params->d_g);
+}
+
+template <typename C>
+cudaError_t LaunchGrad(const GradArgs& args, cudaStream_t stream) {
   GradParams params;
-  params.args = args;
-  TensorMapArgs map = {.data = args.d_o,
-                       .dtype = DType::kBFloat16,
-                       .rows = s.B * s.T,
-                       .columns = s.H * s.V,
-                       .box_rows = 64,
-                       .box_columns = 64,
-                       .swizzled = true};
-  if (cudaError_t error = MakeTensorMap(map, &params.d_o)) return error;
-  map.data = args.v;
-  if (cudaError_t error = MakeTensorMap(map, &params.v)) return error;
-  map.columns = s.H * s.K;
-  map.data = args.q;
-  if (cudaError_t error = MakeTensorMap(map, &params.q)) return error;
-  map.data = args.k;
-  if (cudaError_t error = MakeTensorMap(map, &params.k)) return error;
-  map.data = args.g;
-  map.dtype = s.gate_dtype;
-  map.swizzled = s.gate_dtype == DType::kBFloat16;
-  if (cudaError_t error = MakeTensorMap(map, &params.g)) return error;
+  if (cudaError_t error = MakeGradParams<C>(args, &params)) return error;
+  if (params.items == 0) return cudaSuccess;
   constexpr int kBytes = sizeof(GradShared<C>);
   static_assert(kBytes <= 227 * 1024, "more shared memory than a block has");
   if (cudaError_t error = cudaFuncSetAttribute(
           GradKernel<C>, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes)) {
     return error;
   }
+  const int64_t blocks = std::min<int64_t>(params.items, kMultiprocessors);
   GradKernel<C><<<blocks, C::kThreads, kBytes, stream>>>(params);
   return cudaGetLastError();
 }

@@ -9,89 +9,127 @@
 
 namespace gla::internal {
 
+static_assert(kSegmentChunks == 2, "the gradient kernel's products");
+
 template <int kK, int kV, typename GateT>
 struct GradConfig {
   static constexpr int K = kK;
   static constexpr int V = kV;
   using Gate = GateT;
-  static constexpr int kSlices = K / 64;   // blocks a head
-  static constexpr int kBlocks = V / 128;  // steps of 64 values a warpgroup
-  static constexpr int kStages = 4;  // at least kSegmentChunks, see LoadRaw
-  static constexpr int kThreads = 384;
-  static constexpr int kMainRegisters = 216;
-  static constexpr int kLoadRegisters = 72;
+  static constexpr int kMains = K >= 128 ? 2 : 1;  // main warpgroups
+  static constexpr int kSlices = K / (64 * kMains);
+  static constexpr int kSteps = V / 64;
+  static constexpr int kStages = 3;
+  static constexpr int kThreads = 128 * (kMains + 2);
+  // Registers of a thread; the warpgroups share 504.
+  static constexpr int kMainRegisters = kMains == 2 ? 168 : 208;
+  static constexpr int kScoreRegisters = kMains == 2 ? 128 : 152;
+  static constexpr int kGateRegisters = kMains == 2 ? 40 : 144;
+  // Then dA of an item is only stored when the main warpgroups are done with
+  // that of the item before: the last stages have passed through their hands.
+  static_assert(2 * kSteps > kStages);
 };
 
 struct GradParams {
   GradArgs args;
-  CUtensorMap d_o, v;   // [B T, H V]; boxes 64 x 64
-  CUtensorMap q, k, g;  // [B T, H K]; boxes 64 x 64
+  int items;
+  CUtensorMap d_o, v;                // [B T, H V]; boxes 128 x 64
+  CUtensorMap q, k, g, dq, dk, d_g;  // [B T, H K]; boxes 64 x 64
 };
 
 // Cumulative gates of mild channels as 16-bit integers, -512 b.
 inline constexpr float kLogUnits = 512;
 
-// What a block works on.
+// A slice of 64 kMains channels of a segment of a head.
 struct GradWork {
-  SequenceRows rows;
-  int h, slice;
+  int64_t row;  // the segment's first of the B T
+  int rows;     // 1 .. kSegment
   int64_t slot;
-  int first_chunk, chunks;
+  int h, slice;
+
+  __device__ int RowsOf(int chunk) const { return rows - chunk * kChunk; }
+};
+
+// A block's items, one after the other.
+template <typename C>
+class GradItems {
+ public:
+  __device__ explicit GradItems() : item_(blockIdx.x) {}
+
+  __device__ bool Next(const GradParams& params, GradWork* work) {
+    while (item_ < params.items) {
+      const int item = item_;
+      item_ += gridDim.x;
+      if (Find(params.args, item, work)) return true;
+    }
+    return false;
+  }
+
+ private:
+  // The segment of a slot is of the last sequence whose first segment is not
+  // after it. False for slots that no segment uses.
+  static __device__ bool Find(const GradArgs& args, int item, GradWork* w) {
+    const int H = args.shape.H;
+    w->slice = item % C::kSlices;
+    w->h = item / C::kSlices % H;
+    w->slot = item / C::kSlices / H;
+    int low = 0, high = args.shape.N - 1;
+    while (low < high) {
+      const int middle = (low + high + 1) / 2;
+      if (FirstSegment(args.cu_seqlens, args.shape.T, middle) <= w->slot) {
+        low = middle;
+      } else {
+        high = middle - 1;
+      }
+    }
+    const SequenceRows rows = FindSequence(args.cu_seqlens, args.shape.T, low);
+    const int64_t before =
+        (w->slot - FirstSegment(args.cu_seqlens, args.shape.T, low)) * kSegment;
+    w->row = rows.first + before;
+    w->rows = min(int64_t{kSegment}, rows.length - before);
+    return w->rows > 0;
+  }
+
+  int item_;
 };
 
 template <typename C>
 struct GradShared {
-  uint8_t q[kSegmentChunks][kSlabBytes];    // q~
-  uint8_t k[kSegmentChunks][kSlabBytes];    // k^
-  uint8_t b[kSegmentChunks][kSlabBytes];    // kLogUnits
-  uint8_t d_a[kSegmentChunks][kSlabBytes];  // dA, rows are queries
-  struct Step {
-    uint8_t d_o[kSlabBytes];
-    uint8_t v[kSlabBytes];
+  struct Gated {                            // 64 channels; [chunk]
+    uint8_t q[kSegmentChunks][kSlabBytes];  // q~, then dq
+    uint8_t k[kSegmentChunks][kSlabBytes];  // k^, then dk
+    uint8_t b[kSegmentChunks][kSlabBytes];  // kLogUnits, then dg
   };
-  Step step[C::kStages];
-  uint8_t exchange[2][kSlabBytes];  // to warpgroup; then where it transposes
-  float totals[kSegmentChunks][2][64];  // gates added up, halves of a chunk
-  float decay[kSegmentChunks][64];      // e^B
-  uint8_t steep[kSegmentChunks][64];
-  int32_t any_steep[kSegmentChunks];
-  float flow[2][64];         // by warpgroup: halves of <S_T, dS_T>
-  float sums[2][64];         // by warpgroup: of a half chunk's dg terms
-  SteepChannels channel[2];  // [warpgroup] (AddSteep)
+  // Half of a step of 64 values: do and S, or v and D.
+  struct Stage {
+    uint8_t rows[kSegmentChunks][kSlabBytes];
+    uint8_t state[C::kMains][kSlabBytes];
+  };
+  Gated gated[C::kMains];
+  // dA of chunks (0, 0), (1, 0), (1, 1), rows are queries: products take two
+  // neighbours at once.
+  uint8_t d_a[3][kSlabBytes];
+  Stage stage[C::kStages];
+  float log_decay[kSegmentChunks][C::kMains * 64];  // B
+  int32_t any_steep[C::kMains][kSegmentChunks];
+  SteepChannels steep[C::kMains];
   uint64_t full[C::kStages];
   uint64_t empty[C::kStages];
-  uint64_t raw_full[kSegmentChunks];
-  uint64_t scored[kSegmentChunks];
-  GradWork work;
+  uint64_t raw_full, gated_full, scored, finished;
+  GradItems<C> load_items;  // of the thread that loads stages
+  GradWork load_work;
+  int load_half;  // of load_work's 2 kSteps half steps
 };
 
-// The segment of a slot: the last sequence whose first segment is not after it.
-// False for slots that no segment uses.
-template <typename C>
-__device__ bool FindSegment(const GradArgs& args, GradWork* w) {
-  const int H = args.shape.H;
-  w->slice = blockIdx.x % C::kSlices;
-  w->h = blockIdx.x / C::kSlices % H;
-  w->slot = blockIdx.x / C::kSlices / H;
-  int low = 0, high = args.shape.N - 1;
-  while (low < high) {
-    const int middle = (low + high + 1) / 2;
-    if (FirstSegment(args.cu_seqlens, args.shape.T, middle) <= w->slot) {
-      low = middle;
-    } else {
-      high = middle - 1;
-    }
-  }
-  w->rows = FindSequence(args.cu_seqlens, args.shape.T, low);
-  const int64_t first = FirstSegment(args.cu_seqlens, args.shape.T, low);
-  w->first_chunk = (w->slot - first) * kSegmentChunks;
-  w->chunks = min(kSegmentChunks, w->rows.chunks() - w->first_chunk);
-  return w->chunks > 0;
-}
+// Named barriers.
+inline constexpr int kGradGateBarrier = 1;
+inline constexpr int kGradMainBarrier = 2;  // and 3: one a main warpgroup
 
-inline constexpr int kMainBarrier = 1;   // both main warpgroups
-inline constexpr int kGroupBarrier = 2;  // and 3: one a main warpgroup
-inline constexpr int kAllBarrier = 4;
+// Half steps are counted over all items.
+template <typename C>
+__device__ uint32_t HalfStepParity(int half_step) {
+  return half_step / C::kStages & 1;
+}
 
 }  // namespace gla::internal
 

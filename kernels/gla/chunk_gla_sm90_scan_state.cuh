@@ -172,12 +172,12 @@ class ScanState {
   }
 
   __device__ void AddChannel(int c, float (&p)[16]) {
-    constexpr int kQuery = 1, kKey = 2;
-    const float* const b = shared_.steep[group_][0][c];
-    const float* const row_value =
-        shared_.steep[group_][C::kReverse ? kKey : kQuery][c];
-    const float* const column_value =
-        shared_.steep[group_][C::kReverse ? kQuery : kKey][c];
+    const SteepChannels& channels = shared_.steep[group_];
+    const float* const b = channels.b[c];
+    const __nv_bfloat16* const row_value =
+        C::kReverse ? channels.k[c] : channels.q[c];
+    const __nv_bfloat16* const column_value =
+        C::kReverse ? channels.q[c] : channels.k[c];
 #pragma unroll
     for (int e = 0; e < 16; ++e) {
       const int row = Row() + e / 2 % 2 * 8,
@@ -185,7 +185,8 @@ class ScanState {
       if (IsCausal<C>(row, column)) {
         const float difference =
             C::kReverse ? b[column] - b[row] : b[row] - b[column];
-        p[e] += row_value[row] * column_value[column] * Exp2(difference);
+        p[e] += args_.scale * __bfloat162float(row_value[row]) *
+                __bfloat162float(column_value[column]) * Exp2(difference);
       }
     }
   }
@@ -382,27 +383,28 @@ class ScanState {
                        : chunk % kSegmentChunks == 0;
   }
 
-  // In the order that chunk_gla_sm90.h gives.
+  // Slabs as chunk_gla_sm90.h has them: 16 bytes of a row a lane.
   __device__ void StoreSegmentState(int chunk) {
     const int64_t slot = work_.first_segment + chunk / kSegmentChunks;
-    uint4* to = reinterpret_cast<uint4*>(args_.segment_states +
-                                         (slot * args_.shape.H + work_.h) *
-                                             (C::K * C::V) +
-                                         column_ / 64 * kStateTile);
-    to += warp_ * 32 + lane_;
+    uint8_t* const head = reinterpret_cast<uint8_t*>(args_.segment_states) +
+                          (slot * args_.shape.H + work_.h) * (C::K * C::V * 2) +
+                          column_ / 64 * kSlabBytes;
 #pragma unroll
     for (int s = 0; s < C::kSlabs; ++s) {
+      uint8_t* const slab = head + s * (C::V / 64) * kSlabBytes;
 #pragma unroll
-      for (int w = 0; w < 4; ++w) {
-        uint32_t part[4];
+      for (int f = 0; f < 4; ++f) {
+        uint32_t piece[4];
 #pragma unroll
-        for (int f = 0; f < 4; ++f) {
-          const int j = 4 * (2 * w + f % 2) + f / 2 * 2;
-          part[f] = TransposeFragment(PackBf16(state_[s][j], state_[s][j + 1]));
+        for (int m = 0; m < 4; ++m) {
+          const int e = 4 * (f / 2 * 4 + m) + f % 2 * 2;
+          piece[m] = PackBf16(state_[s][e], state_[s][e + 1]);
         }
-        constexpr int kTile = kStateTile * 2 / sizeof(uint4);
-        to[s * (C::V / 64) * kTile + w * 128] =
-            make_uint4(part[0], part[1], part[2], part[3]);
+        TransposeQuad(piece);
+        const int row = warp_ * 16 + lane_ / 4 + f % 2 * 8;
+        *reinterpret_cast<uint4*>(slab +
+                                  SlabOffset(row, f / 2 * 4 + lane_ % 4)) =
+            make_uint4(piece[0], piece[1], piece[2], piece[3]);
       }
     }
   }

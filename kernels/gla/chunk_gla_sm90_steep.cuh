@@ -1,5 +1,5 @@
-// Steep channels (chunk_gla_sm90.cuh), eight at a time, in float32 and from
-// global memory: what their terms are formed from, one by one.
+// Steep channels (chunk_gla_sm90.cuh), eight at a time, from global memory:
+// what their terms are formed from, one by one and in float32.
 #ifndef GLA_KERNELS_GLA_CHUNK_GLA_SM90_STEEP_CUH_
 #define GLA_KERNELS_GLA_CHUNK_GLA_SM90_STEEP_CUH_
 
@@ -7,8 +7,11 @@
 
 namespace gla::internal {
 
-// Cumulative gates in powers of two, q (scaled) and k of a chunk.
-using SteepChannels = float[3][8][kChunk];
+struct alignas(16) SteepChannels {
+  float b[8][kChunk];  // cumulative gates in powers of two
+  __nv_bfloat16 q[8][kChunk];
+  __nv_bfloat16 k[8][kChunk];
+};
 
 // Fills `channels`, by the 128 threads of a warpgroup, but with gates that are
 // not cumulative yet. Thread 2 t + i has token t and channels 4 i .. 4 i + 3;
@@ -20,21 +23,21 @@ __device__ inline void LoadSteepChannels(const Args& args, int thread,
                                          bool valid, int64_t offset,
                                          SteepChannels& channels) {
   const int t = thread / 2;
+  const __nv_bfloat16 zero = __ushort_as_bfloat16(0);
 #pragma unroll 1
   for (int c = thread % 2 * 4; c < thread % 2 * 4 + 4; ++c) {
     const float g =
         static_cast<float>(static_cast<const Gate*>(args.g)[offset + c]);
-    channels[0][c][t] = valid ? fmaxf(g, kMinLogGate) * kLog2E : 0;
-    channels[1][c][t] =
-        valid ? __bfloat162float(args.q[offset + c]) * args.scale : 0;
-    channels[2][c][t] = valid ? __bfloat162float(args.k[offset + c]) : 0;
+    channels.b[c][t] = valid ? fmaxf(g, kMinLogGate) * kLog2E : 0;
+    channels.q[c][t] = valid ? args.q[offset + c] : zero;
+    channels.k[c][t] = valid ? args.k[offset + c] : zero;
   }
 }
 
 // Gates to cumulative gates: 16 lanes a channel, four tokens a lane.
 __device__ inline void AccumulateGates(int thread, SteepChannels& channels) {
   float4& b =
-      *reinterpret_cast<float4*>(&channels[0][thread / 16][thread % 16 * 4]);
+      *reinterpret_cast<float4*>(&channels.b[thread / 16][thread % 16 * 4]);
   float4 sum = b;
   sum.y += sum.x;
   sum.z += sum.y;
