@@ -55,27 +55,6 @@ __device__ inline float Exp2(float x) {
   return y;
 }
 
-// Two neighbouring channels' log gates as they lie in memory.
-template <typename Gate>
-struct GatePair;
-template <>
-struct GatePair<__nv_bfloat16> {
-  using Type = uint32_t;
-};
-template <>
-struct GatePair<float> {
-  using Type = float2;
-};
-
-// Log gates in powers of two.
-__device__ inline float2 ToLog2(uint32_t g) {
-  return {fmaxf(LowFloat(g), kMinLogGate) * kLog2E,
-          fmaxf(HighFloat(g), kMinLogGate) * kLog2E};
-}
-__device__ inline float2 ToLog2(float2 g) {
-  return {fmaxf(g.x, kMinLogGate) * kLog2E, fmaxf(g.y, kMinLogGate) * kLog2E};
-}
-
 __device__ inline uint32_t LoadShared32(uint32_t address) {
   uint32_t value;
   asm volatile("ld.shared.u32 %0, [%1];" : "=r"(value) : "r"(address));

@@ -46,8 +46,9 @@ struct ScanArgs {
   // direction of the pass; null: zero, not wanted.
   const float* initial_state;  // [N, H, K, V]
   float* final_state;          // [N, H, K, V]
-  // Stored states at segment starts (forward: S before the segment; reverse:
-  // dS after the segment); null: not wanted.
+  // Stored states, one a segment; null: not wanted. Forward: S before the
+  // segment. Reverse: dS after it, times `edge` (chunk_gla_sm90.cuh) of the
+  // segment's last chunk, as that chunk's dv and dk need it.
   __nv_bfloat16* segment_states;
   // With pieces > 1: [N, H, pieces, K, V] and [N, H, pieces, K]. When y is null
   // the pass starts every piece from zero and writes its end state and decay;
@@ -73,7 +74,7 @@ struct GradArgs {
   const __nv_bfloat16* d_o;
   const int32_t* cu_seqlens;
   const __nv_bfloat16* states;    // S before each segment
-  const __nv_bfloat16* d_states;  // dS after each segment
+  const __nv_bfloat16* d_states;  // dS after each segment, as ScanReverse has it
   __nv_bfloat16 *dq, *dk;
   void* dg;
 };

@@ -1,16 +1,16 @@
 // dq, dk and dg from the stored states (SegmentGradients).
 //
 // An item is 64 or 128 channels of a segment of two chunks of one head. With S
-// before the segment, D = dS after it and the operands of chunk_gla_sm90.cuh,
-// transposed (rows are channels, columns tokens), chunks c = 0, 1:
+// before the segment, D = edge_1 dS after it and the operands of
+// chunk_gla_sm90.cuh, transposed (rows are channels, columns tokens):
 //   dA_cj = mask(do_c v_j^T)
 //   dq~_0 = S do_0^T + k^_0 dA_00^T
 //   dq~_1 = edge_0 (mid_0 S do_1^T + k^_0 dA_10^T) + k^_1 dA_11^T
-//   dk^_1 = edge_1 D v_1^T + q~_1 dA_11
-//   dk^_0 = edge_0 (e^B_1 D v_0^T + q~_1 dA_10) + q~_0 dA_00
+//   dk^_1 = D v_1^T + q~_1 dA_11
+//   dk^_0 = edge_0 (mid_1 D v_0^T + q~_1 dA_10) + q~_0 dA_00
 //   dq = scale e^b dq~,  dk = e^-b dk^  (steep: e^(B-b) dk^)
 //   dg_t = flow + sum over s >= t of (q~_s dq~_s - k^_s dk^_s)
-// where flow, out of the segment, is e^(B_0 + B_1) <S, D> plus the sum of k^
+// where flow, out of the segment, is e^B_0 mid_1 <S, D> plus the sum of k^
 // times the D term of dk^. The same float32 accumulators and rounded operands
 // in sum and flow: what flows from keys to D cancels exactly.
 //

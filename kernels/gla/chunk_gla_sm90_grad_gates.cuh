@@ -3,6 +3,7 @@
 #ifndef GLA_KERNELS_GLA_CHUNK_GLA_SM90_GRAD_GATES_CUH_
 #define GLA_KERNELS_GLA_CHUNK_GLA_SM90_GRAD_GATES_CUH_
 
+#include "kernels/gla/chunk_gla_sm90_gating.cuh"
 #include "kernels/gla/chunk_gla_sm90_grad_shared.cuh"
 
 namespace gla::internal {
@@ -38,7 +39,6 @@ class GradGates {
 
  private:
   using GateT = typename C::Gate;
-  using Pair = typename GatePair<GateT>::Type;
   static constexpr bool kGatesInSlab = sizeof(GateT) == 2;
 
   __device__ bool IsLoader() const { return warp_ == 0 && lane_ == 0; }
@@ -56,106 +56,94 @@ class GradGates {
                         C::kMains * kSegmentChunks * kTensors * kSlabBytes);
     for (int slab = 0; slab < C::kMains; ++slab) {
       auto& gated = shared_.gated[slab];
+      const int column = Column(slab);
       for (int c = 0; c < kSegmentChunks; ++c) {
         const int row = work_.row + c * kChunk;
-        TensorLoad(SharedAddress(gated.q[c]), &params_.q, Column(slab), row,
-                   full);
-        TensorLoad(SharedAddress(gated.k[c]), &params_.k, Column(slab), row,
-                   full);
+        TensorLoad(SharedAddress(gated.q[c]), &params_.q, column, row, full);
+        TensorLoad(SharedAddress(gated.k[c]), &params_.k, column, row, full);
         if (kGatesInSlab) {
-          TensorLoad(SharedAddress(gated.b[c]), &params_.g, Column(slab), row,
-                     full);
+          TensorLoad(SharedAddress(gated.b[c]), &params_.g, column, row, full);
         }
       }
     }
   }
 
-  // A warp gates a chunk of 64 channels; lane l has channels 2 l and 2 l + 1.
+  // A warp gates a chunk of 64 channels, a lane 16 rows of it.
   __device__ void Gate(int slab, int c) {
-    float2 all = {0, 0};
-#pragma unroll 1
-    for (int first = 0; first < kChunk; first += kBatch) {
-      Pair g[kBatch];
-      LoadGates(slab, c, first, g);
-#pragma unroll
-      for (int r = 0; r < kBatch; ++r) {
-        const float2 log2 = ToLog2(g[r]);
-        all = {all.x + log2.x, all.y + log2.y};
-      }
-    }
-    const bool steep0 = all.x < -kMaxLog2Decay;
-    const bool steep1 = all.y < -kMaxLog2Decay;
-    *reinterpret_cast<float2*>(&shared_.log_decay[c][slab * 64 + 2 * lane_]) =
-        all;
-    const bool any = __any_sync(0xffffffff, steep0 || steep1);
-    if (lane_ == 0) shared_.any_steep[slab][c] = any;
-    GateRows(slab, c, {steep0 ? all.x : 0, steep1 ? all.y : 0});
-  }
-
-  static constexpr int kBatch = 4;  // rows whose loads are issued together
-
-  __device__ void LoadGates(int slab, int c, int first, Pair (&g)[kBatch]) {
-    const int rows = work_.RowsOf(c);
-#pragma unroll
-    for (int r = 0; r < kBatch; ++r) {
-      const int row = first + r;
-      g[r] = Pair{};
-      if (row >= rows) continue;
-      if constexpr (kGatesInSlab) {
-        g[r] = *reinterpret_cast<const uint32_t*>(shared_.gated[slab].b[c] +
-                                                  Place(row));
-      } else {
-        const int64_t offset =
-            (work_.row + c * kChunk + row) * (params_.args.shape.H * C::K) +
-            Column(slab);
-        g[r] = reinterpret_cast<const float2*>(
-            static_cast<const float*>(params_.args.g) + offset)[lane_];
-      }
-    }
-  }
-
-  // Where this lane's two channels of a row are in a slab.
-  __device__ uint32_t Place(int row) const {
-    return row * 128 + (lane_ * 4 ^ (row % 8 << 4));
-  }
-
-  __device__ void GateRows(int slab, int c, float2 shift) {
+    constexpr int kRows = kChunk / 4;
     auto& gated = shared_.gated[slab];
+    const int first = lane_ / 8 * kRows, piece = lane_ % 8;
     const int rows = work_.RowsOf(c);
-    float2 b = {0, 0};
+    Gates b = {}, all;
 #pragma unroll 1
-    for (int first = 0; first < kChunk; first += kBatch) {
-      Pair g[kBatch];
-      LoadGates(slab, c, first, g);
-      uint32_t q[kBatch], k[kBatch];
+    for (int r = first; r < first + kRows; r += 4) {
+      RawGates<GateT> g[4];
 #pragma unroll
-      for (int r = 0; r < kBatch; ++r) {
-        const uint32_t place = Place(first + r);
-        q[r] = *reinterpret_cast<const uint32_t*>(gated.q[c] + place);
-        k[r] = *reinterpret_cast<const uint32_t*>(gated.k[c] + place);
-        if (first + r >= rows) q[r] = k[r] = 0;
+      for (int i = 0; i < 4; ++i) g[i] = LoadGates(slab, c, r + i);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) AddGates(g[i], b);
+    }
+    SumRowGroups(b, b, all);
+    if (lane_ < 8) StoreSums(all, &shared_.log_decay[c][slab * 64 + 8 * piece]);
+    bool any = false;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      any |= IsSteep(all[i]);
+      all[i] = KeyShift(all[i]);
+    }
+    any = __any_sync(0xffffffff, any);
+    if (lane_ == 0) shared_.any_steep[slab][c] = any;
+#pragma unroll 1
+    for (int r = first; r < first + kRows; r += kBatch) {
+      RawGates<GateT> g[kBatch];
+      uint4 q[kBatch], k[kBatch];
+#pragma unroll
+      for (int i = 0; i < kBatch; ++i) {
+        g[i] = LoadGates(slab, c, r + i);
+        q[i] = *PieceAt(gated.q[c], r + i);
+        k[i] = *PieceAt(gated.k[c], r + i);
       }
 #pragma unroll
-      for (int r = 0; r < kBatch; ++r) {
-        const float2 log2 = ToLog2(g[r]);
-        b = {b.x + log2.x, b.y + log2.y};
-        const uint32_t place = Place(first + r);
-        *reinterpret_cast<uint32_t*>(gated.q[c] + place) =
-            PackBf16(LowFloat(q[r]) * params_.args.scale * Exp2(b.x),
-                     HighFloat(q[r]) * params_.args.scale * Exp2(b.y));
-        *reinterpret_cast<uint32_t*>(gated.k[c] + place) =
-            PackBf16(LowFloat(k[r]) * Exp2(shift.x - b.x),
-                     HighFloat(k[r]) * Exp2(shift.y - b.y));
-        *reinterpret_cast<uint32_t*>(gated.b[c] + place) =
-            __byte_perm(LogUnits(b.x), LogUnits(b.y), 0x5410);
+      for (int i = 0; i < kBatch; ++i) {
+        AddGates(g[i], b);
+        if (r + i >= rows) q[i] = k[i] = uint4{};
+        *PieceAt(gated.q[c], r + i) = GateQuery(q[i], b, params_.args.scale);
+        *PieceAt(gated.k[c], r + i) = GateKey(k[i], b, all);
+        *PieceAt(gated.b[c], r + i) = LogUnits(b);
       }
     }
   }
 
-  // -kLogUnits b rounded to an integer of at most 16 bits, in the low half.
-  static __device__ uint32_t LogUnits(float b) {
-    constexpr float kIntegers = 1 << 23;  // floats from here on are integers
-    return __float_as_uint(fminf(b * -kLogUnits, 65535) + kIntegers);
+  static constexpr int kBatch = 2;  // rows whose loads are issued together
+
+  // Zero where there is no row.
+  __device__ RawGates<GateT> LoadGates(int slab, int c, int row) {
+    if (row >= work_.RowsOf(c)) return {};
+    if constexpr (kGatesInSlab) {
+      return {*PieceAt(shared_.gated[slab].b[c], row)};
+    } else {
+      const int64_t offset =
+          (work_.row + c * kChunk + row) * (params_.args.shape.H * C::K) +
+          Column(slab) + lane_ % 8 * 8;
+      return *reinterpret_cast<const RawGates<float>*>(
+          static_cast<const float*>(params_.args.g) + offset);
+    }
+  }
+
+  __device__ uint4* PieceAt(uint8_t (&slab)[kSlabBytes], int row) const {
+    return reinterpret_cast<uint4*>(slab + SlabOffset(row, lane_ % 8));
+  }
+
+  // -kLogUnits b rounded to integers of 16 bits.
+  static __device__ uint4 LogUnits(const Gates& b) {
+    const auto units = [&b](int i) {
+      constexpr float kIntegers = 1 << 23;  // floats from here on are integers
+      return __float_as_uint(fminf(b[i] * -kLogUnits, 65535) + kIntegers);
+    };
+    const auto pair = [&units](int i) {
+      return __byte_perm(units(i), units(i + 1), 0x5410);
+    };
+    return {pair(0), pair(2), pair(4), pair(6)};
   }
 
   __device__ void StoreSegment() {

@@ -3,6 +3,7 @@
 #ifndef GLA_KERNELS_GLA_CHUNK_GLA_SM90_GRAD_MAIN_CUH_
 #define GLA_KERNELS_GLA_CHUNK_GLA_SM90_GRAD_MAIN_CUH_
 
+#include "kernels/gla/chunk_gla_sm90_gating.cuh"
 #include "kernels/gla/chunk_gla_sm90_grad_shared.cuh"
 
 namespace gla::internal {
@@ -64,7 +65,7 @@ class GradMain {
     for (int i = 0; i < 2; ++i) {
       const float log = shared_.log_decay[c][group_ * 64 + Channel(i)];
       const float all = Exp2(log);
-      const bool steep = log < -kMaxLog2Decay;
+      const bool steep = internal::IsSteep(log);
       decay.all[i] = all;
       decay.edge[i] = steep ? 1 : all;
       decay.mid[i] = steep ? all : 1;
@@ -174,16 +175,18 @@ class GradMain {
   // flow out of the segment.
   __device__ void Within(const Decay (&decay)[2], float (&q)[2][32],
                          float (&k)[2][32], float (&flow)[2]) {
-    Scale(k[0], decay[1].all);
-    Scale(k[1], decay[1].edge);
-    Scale(q[1], decay[0].mid);
-    float early[2], late[2];
+    // If there is no chunk 1, D has been scaled for chunk 0.
+    const bool both = work_.rows > kChunk;
+    if (shared_.any_steep[group_][0]) Scale(q[1], decay[0].mid);
+    if (shared_.any_steep[group_][1]) Scale(k[0], decay[1].mid);
+    float early[2], late[2], key_edge[2];
     KeyFlow(0, k[0], early);
     KeyFlow(1, k[1], late);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      flow[i] = decay[0].all[i] * decay[1].all[i] * flow[i] +
-                decay[0].edge[i] * early[i] + late[i];
+      key_edge[i] = both ? decay[0].edge[i] : 1;
+      flow[i] *= both ? decay[0].all[i] * decay[1].mid[i] : decay[0].mid[i];
+      flow[i] += key_edge[i] * early[i] + late[i];
     }
     const uint64_t d_a = SlabDescriptor(SharedAddress(shared_.d_a));
     constexpr int kNextSlab = kSlabBytes >> 4;  // in a descriptor
@@ -198,12 +201,14 @@ class GradMain {
     }
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      Wgmma<kRows, kRows>(k[0], k[1], Operand(gated_.q[1], i),
+      Wgmma<kRows, kRows>(k[0], Operand(gated_.q[1], i),
                           StepDescriptor<kRows>(d_a + kNextSlab, i), true);
+      Wgmma<kRows, kRows>(k[1], Operand(gated_.q[1], i),
+                          StepDescriptor<kRows>(d_a + 2 * kNextSlab, i), true);
     }
     EndProducts(q, k);
     Scale(q[1], decay[0].edge);
-    Scale(k[0], decay[0].edge);
+    Scale(k[0], key_edge);
     StartProducts(q, k);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
@@ -396,7 +401,7 @@ class GradMain {
   // bits each.
 
   __device__ bool IsSteep(int c, int channel) const {
-    return shared_.log_decay[c][group_ * 64 + channel] < -kMaxLog2Decay;
+    return internal::IsSteep(shared_.log_decay[c][group_ * 64 + channel]);
   }
 
   __device__ void AddSteep(int c, const Decay& decay, float (&q)[32],

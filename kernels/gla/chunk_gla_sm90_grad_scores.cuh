@@ -18,8 +18,7 @@ class GradScores {
 
   __device__ void Run() {
     if (IsLoader()) {
-      shared_.load_items = GradItems<C>();
-      shared_.load_half = 0;
+      shared_.loads = GradCursor<C>();
       for (int i = 0; i < C::kStages; ++i) LoadNext();
     }
     GradItems<C> items;
@@ -49,13 +48,13 @@ class GradScores {
  private:
   __device__ bool IsLoader() const { return warp_ == 0 && lane_ == 0; }
 
-  // Starts the loads of half step load_count_, if there is one, once its stage
-  // is free.
+  // Starts the loads of the next half step, if there is one, once its stage is
+  // free.
   __device__ void LoadNext() {
-    auto& work = shared_.load_work;
-    int half = shared_.load_half;
-    if (half == 0 && !shared_.load_items.Next(params_, &work)) return;
-    shared_.load_half = half + 1 < 2 * C::kSteps ? half + 1 : 0;
+    if (!shared_.loads.Next(params_)) return;
+    const GradWork& work = shared_.loads.work;
+    const int step = shared_.loads.half / 2;
+    const bool second = shared_.loads.half % 2;
     const int index = load_count_ % C::kStages;
     auto& stage = shared_.stage[index];
     BarrierWait(SharedAddress(&shared_.empty[index]),
@@ -63,22 +62,19 @@ class GradScores {
     ++load_count_;
     const uint32_t full = SharedAddress(&shared_.full[index]);
     BarrierArriveExpect(full, sizeof(stage));
-    const int step = half / 2;
-    TensorLoad(SharedAddress(stage.rows), half % 2 ? &params_.v : &params_.d_o,
+    TensorLoad(SharedAddress(stage.rows), second ? &params_.v : &params_.d_o,
                work.h * C::V + step * 64, work.row, full);
-    const __nv_bfloat16* const states =
-        half % 2 ? params_.args.d_states : params_.args.states;
     const int64_t slab =
         ((work.slot * params_.args.shape.H + work.h) * (C::K / 64) +
          work.slice * C::kMains) *
             C::kSteps +
         step;
+    const uint8_t* const states = reinterpret_cast<const uint8_t*>(
+        second ? params_.args.d_states : params_.args.states);
 #pragma unroll
     for (int i = 0; i < C::kMains; ++i) {
       BulkLoad(SharedAddress(stage.state[i]),
-               reinterpret_cast<const uint8_t*>(states) +
-                   (slab + i * C::kSteps) * kSlabBytes,
-               kSlabBytes, full);
+               states + (slab + i * C::kSteps) * kSlabBytes, kSlabBytes, full);
     }
   }
 

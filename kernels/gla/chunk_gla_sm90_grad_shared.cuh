@@ -22,9 +22,9 @@ struct GradConfig {
   static constexpr int kStages = 3;
   static constexpr int kThreads = 128 * (kMains + 2);
   // Registers of a thread; the warpgroups share 504.
-  static constexpr int kMainRegisters = kMains == 2 ? 168 : 208;
+  static constexpr int kMainRegisters = kMains == 2 ? 160 : 208;
   static constexpr int kScoreRegisters = kMains == 2 ? 128 : 152;
-  static constexpr int kGateRegisters = kMains == 2 ? 40 : 144;
+  static constexpr int kGateRegisters = kMains == 2 ? 56 : 144;
   // Then dA of an item is only stored when the main warpgroups are done with
   // that of the item before: the last stages have passed through their hands.
   static_assert(2 * kSteps > kStages);
@@ -54,7 +54,7 @@ struct GradWork {
 template <typename C>
 class GradItems {
  public:
-  __device__ explicit GradItems() : item_(blockIdx.x) {}
+  __device__ GradItems() : item_(blockIdx.x) {}
 
   __device__ bool Next(const GradParams& params, GradWork* work) {
     while (item_ < params.items) {
@@ -93,6 +93,24 @@ class GradItems {
   int item_;
 };
 
+// A half step (GradShared::Stage) of a block's items.
+template <typename C>
+struct GradCursor {
+  GradItems<C> items;
+  GradWork work;
+  int half = 2 * C::kSteps - 1;  // of the item's 2 kSteps
+
+  __device__ bool Next(const GradParams& params) {
+    if (half + 1 < 2 * C::kSteps) {
+      ++half;
+      return true;
+    }
+    if (!items.Next(params, &work)) return false;
+    half = 0;
+    return true;
+  }
+};
+
 template <typename C>
 struct GradShared {
   struct Gated {                            // 64 channels; [chunk]
@@ -116,9 +134,7 @@ struct GradShared {
   uint64_t full[C::kStages];
   uint64_t empty[C::kStages];
   uint64_t raw_full, gated_full, scored, finished;
-  GradItems<C> load_items;  // of the thread that loads stages
-  GradWork load_work;
-  int load_half;  // of load_work's 2 kSteps half steps
+  GradCursor<C> loads;  // of the thread that loads stages
 };
 
 // Named barriers.

@@ -1,7 +1,8 @@
 // The tuned pass of the state over a sequence (ScanForward, ScanReverse).
 //
-// A cluster of V / 128 blocks works on one head of one piece; each block holds
-// 128 values of the state in registers, all K channels, for the whole piece:
+// V / 128 blocks, in clusters of up to two or four, work on one head of one
+// piece; each block holds 128 values of the state in registers, all K channels,
+// for the whole piece:
 //
 //   warpgroups 0, 1 (state)  64 values each. State transposed: accumulator rows
 //       are values, columns channels, so that rounded to bf16 it is the A
@@ -18,12 +19,17 @@
 //   dS^T = edge dS^T;   y^T = dS^T A^T + x^T scores^T;
 //   dS^T = mid dS^T + x^T B
 //
-// Stages hold {A, B, scores, x, edge, mid}. Barriers, one of each a stage:
+// Stages hold {A, B, x, edge, mid}. Barriers, of a stage:
 //   full      this block's gate warps have stored their slabs, and the other
 //             blocks' copies have arrived
 //   x_full    x is there
-//   scored    both halves of the scores are stored
 //   empty     all state warps of the cluster are done with the stage
+// of the scores:
+//   scored, scores_empty  both halves are stored; both warpgroups have read
+// and of what is gated:
+//   g_full    gates of a step, ahead of its stage
+//   raw_full  q, and k if kAllAhead, ahead of their stage
+//   k_full    else: k, in the place of k^
 // y is transposed in the place of its x.
 #ifndef GLA_KERNELS_GLA_CHUNK_GLA_SM90_SCAN_CUH_
 #define GLA_KERNELS_GLA_CHUNK_GLA_SM90_SCAN_CUH_
@@ -51,12 +57,16 @@ __global__ void __cluster_dims__(C::kCluster) __launch_bounds__(C::kThreads, 1)
     for (int s = 0; s < C::kStages; ++s) {
       BarrierInit(SharedAddress(&shared.full[s]), 1);
       BarrierInit(SharedAddress(&shared.x_full[s]), 1);
-      BarrierInit(SharedAddress(&shared.scored[s]), 256);
       BarrierInit(SharedAddress(&shared.empty[s]), 8 * C::kCluster);
     }
-    BarrierInit(SharedAddress(&shared.q_full), 1);
+    BarrierInit(SharedAddress(&shared.g_full[0]), 1);
+    BarrierInit(SharedAddress(&shared.g_full[1]), 1);
     BarrierInit(SharedAddress(&shared.k_full), 1);
-    BarrierInit(SharedAddress(&shared.g_full), 1);
+    BarrierInit(SharedAddress(&shared.scored), 256);
+    BarrierInit(SharedAddress(&shared.scores_empty), 8);
+    for (int r = 0; r < C::kRaws; ++r) {
+      BarrierInit(SharedAddress(&shared.raw_full[r]), 1);
+    }
     BarrierInitFence();
   }
   __syncthreads();
@@ -65,7 +75,7 @@ __global__ void __cluster_dims__(C::kCluster) __launch_bounds__(C::kThreads, 1)
   const int group = __shfl_sync(0xffffffff, threadIdx.x / 128, 0);
   if (group < 2) {
     RaiseRegisters<C::kStateRegisters>();
-    ScanState<C>(params, work, shared, rank, group).Run();
+    ScanState<C>(params, work, shared, group).Run();
   } else {
     LowerRegisters<C::kGateRegisters>();
     ScanGates<C>(params, work, shared, rank).Run();
@@ -92,7 +102,9 @@ cudaError_t MakeScanParams(const ScanArgs& args, ScanParams* params) {
   const int64_t keys = s.H * C::K, values = s.H * C::V;
   constexpr DType kBf16 = DType::kBFloat16;
   if (cudaError_t e = make(args.q, kBf16, keys, false, &params->q)) return e;
-  if (cudaError_t e = make(args.k, kBf16, keys, false, &params->k)) return e;
+  if (cudaError_t e = make(args.k, kBf16, keys, !C::kAllAhead, &params->k)) {
+    return e;
+  }
   if (cudaError_t e = make(args.g, s.gate_dtype, keys, false, &params->g)) {
     return e;
   }
@@ -104,7 +116,7 @@ cudaError_t MakeScanParams(const ScanArgs& args, ScanParams* params) {
 template <typename C>
 cudaError_t LaunchScan(const ScanArgs& args, cudaStream_t stream) {
   const int64_t blocks =
-      args.shape.N * args.shape.H * args.pieces * C::kCluster;
+      args.shape.N * args.shape.H * args.pieces * (C::V / 128);
   if (blocks == 0) return cudaSuccess;
   ScanParams params;
   if (cudaError_t error = MakeScanParams<C>(args, &params)) return error;

@@ -2,6 +2,7 @@
 #ifndef GLA_KERNELS_GLA_CHUNK_GLA_SM90_SCAN_GATES_CUH_
 #define GLA_KERNELS_GLA_CHUNK_GLA_SM90_SCAN_GATES_CUH_
 
+#include "kernels/gla/chunk_gla_sm90_gating.cuh"
 #include "kernels/gla/chunk_gla_sm90_scan_shared.cuh"
 
 namespace gla::internal {
@@ -15,266 +16,297 @@ class ScanGates {
         args_(params.args),
         work_(work),
         shared_(shared),
-        thread_(threadIdx.x % 128),
-        warp_(__shfl_sync(0xffffffff, thread_ / 32, 0)),
-        lane_(thread_ % 32),
-        rank_(rank) {}
+        warp_(__shfl_sync(0xffffffff, threadIdx.x / 32 % 4, 0)),
+        lane_(threadIdx.x % 32),
+        rank_(rank),
+        own_(warp_ / kSlabWarps),
+        first_row_(warp_ % kSlabWarps * (4 * kRows) + lane_ / 8 * kRows),
+        piece_(lane_ % 8) {}
 
   __device__ void Run() {
-    LoadG(0);
-    LoadQ(0);
-    LoadK(0);
+    for (int i = 0; i < 2; ++i) LoadGates(i);
+    for (int i = 0; i < C::kRaws; ++i) LoadRaw(i);
 #pragma unroll 1
     for (int i = 0; i < work_.chunks; ++i) Step(i);
-    if (!C::kOutput && warp_ == 0) StorePieceDecay();
+    if (!C::kOutput && IsFirstRow()) StorePieceDecay();
   }
 
  private:
-  // The gated operands of step i, once their stage is free.
+  // The gated operands of step i and their decay, once their stage is free.
   __device__ void Step(int i) {
     const int stage = i % C::kStages;
+    BarrierWait(SharedAddress(&shared_.g_full[i % 2]), Parity<2>(i));
+    const bool is_partial = RowsOf(i) < kChunk;
+    if (is_partial) MaskGates(i);
+    Gates before;
+    SumGates(i, before);
     BarrierWait(SharedAddress(&shared_.empty[stage]),
                 Parity<C::kStages>(i) ^ 1);
-    if (IsLoader()) LoadX(i);
-    BarrierWait(SharedAddress(&shared_.g_full), i & 1);
-    const int rows = work_.rows.length - ChunkAt<C>(work_, i) * kChunk;
-    if (rows < kChunk) {
-      BarrierWait(SharedAddress(&shared_.q_full), i & 1);
+    LoadStage(i);
+    const bool steep = StoreDecay(stage);
+    BarrierWait(SharedAddress(&shared_.raw_full[i % C::kRaws]),
+                Parity<C::kRaws>(i));
+    if constexpr (!C::kAllAhead) {
       BarrierWait(SharedAddress(&shared_.k_full), i & 1);
-      MaskRaw(rows);
     }
-    GateOperands(i);
+    if (is_partial) MaskRows(i);
+    if (steep) {
+      GateRows</*kSteep=*/true>(i, before);
+    } else {
+      GateRows</*kSteep=*/false>(i, before);
+    }
+    FenceAsyncProxy();
+    NamedBarrier(kGateBarrier, 128);
+    Publish(stage);
+    LoadGates(i + 2);
+    LoadRaw(i + C::kRaws);
   }
 
   using Gate = typename C::Gate;
-  using Pair = typename GatePair<Gate>::Type;
   using Raw = typename ScanShared<C>::Raw;
+  static constexpr int kSlabWarps = 4 / C::kOwn;  // that gate an own slab
+  static constexpr int kRows = kChunk / kSlabWarps / 4;  // of a lane
 
   __device__ int OwnSlab(int j) const { return rank_ * C::kOwn + j; }
+  // Of the lanes that have an own slab's channels, those of the first rows.
+  __device__ bool IsFirstRow() const { return first_row_ == 0; }
 
   // The thread that starts loads.
   __device__ bool IsLoader() const { return warp_ == 3 && lane_ == 0; }
 
-  // Starts the loads of step i's q, k or g of the own slabs.
-  __device__ void LoadQ(int i) {
-    Load<&Raw::q>(i, &params_.q, &shared_.q_full);
-  }
-  __device__ void LoadK(int i) {
-    Load<&Raw::k>(i, &params_.k, &shared_.k_full);
-  }
-  __device__ void LoadG(int i) {
-    Load<&Raw::g>(i, &params_.g, &shared_.g_full);
-  }
-
-  template <auto kMember>
-  __device__ void Load(int i, const CUtensorMap* map, uint64_t* full) {
+  // Starts the loads of step i's gates of the own slabs.
+  __device__ void LoadGates(int i) {
     if (!IsLoader() || i >= work_.chunks) return;
-    const uint32_t barrier = SharedAddress(full);
-    BarrierArriveExpect(barrier, C::kOwn * sizeof(shared_.raw[0].*kMember));
-    const int row = work_.rows.first + ChunkAt<C>(work_, i) * kChunk;
+    const uint32_t full = SharedAddress(&shared_.g_full[i % 2]);
+    BarrierArriveExpect(full, sizeof(shared_.g[0]));
 #pragma unroll
     for (int j = 0; j < C::kOwn; ++j) {
-      TensorLoad(SharedAddress(&(shared_.raw[j].*kMember)), map,
-                 work_.h * C::K + OwnSlab(j) * 64, row, barrier);
+      TensorLoad(SharedAddress(shared_.g[i % 2][j]), &params_.g, KeyColumn(j),
+                 Row(i), full);
     }
   }
 
-  // Zeros in the rows past the sequence, whatever lies there: each warp in the
-  // rows that it reads.
-  __device__ void MaskRaw(int rows) {
-#pragma unroll 1
-    for (int r = warp_ * 16; r < warp_ * 16 + 16; ++r) {
-      if (r < rows) continue;
+  // Starts the loads of step i's q, perhaps k, of the own slabs.
+  __device__ void LoadRaw(int i) {
+    if (!IsLoader() || i >= work_.chunks) return;
+    const uint32_t full = SharedAddress(&shared_.raw_full[i % C::kRaws]);
+    auto& raw = shared_.raw[i % C::kRaws];
+    BarrierArriveExpect(full, sizeof(raw));
 #pragma unroll
-      for (int j = 0; j < C::kOwn; ++j) {
-        auto& raw = shared_.raw[j];
-        reinterpret_cast<uint32_t*>(raw.q[r])[lane_] = 0;
-        reinterpret_cast<uint32_t*>(raw.k[r])[lane_] = 0;
-        reinterpret_cast<Pair*>(raw.g[r])[lane_] = Pair{};
+    for (int j = 0; j < C::kOwn; ++j) {
+      TensorLoad(SharedAddress(raw[j].q), &params_.q, KeyColumn(j), Row(i),
+                 full);
+      if constexpr (C::kAllAhead) {
+        TensorLoad(SharedAddress(raw[j].k), &params_.k, KeyColumn(j), Row(i),
+                   full);
       }
     }
-    FenceAsyncProxy();  // Before the next load writes there.
-    __syncwarp();
   }
 
-  // Starts the load of step i's x.
-  __device__ void LoadX(int i) {
-    const int stage = i % C::kStages;
-    const uint32_t barrier = SharedAddress(&shared_.x_full[stage]);
-    BarrierArriveExpect(barrier, 2 * kSlabBytes);
-    const int row = work_.rows.first + ChunkAt<C>(work_, i) * kChunk;
-    const int column = work_.h * C::V + rank_ * 128;
+  // Starts the loads of what comes into step i's stage: x, and k, in the place
+  // of k^, if it is not loaded ahead.
+  __device__ void LoadStage(int i) {
+    if (!IsLoader()) return;
+    if constexpr (!C::kAllAhead) {
+      const uint32_t k_full = SharedAddress(&shared_.k_full);
+      BarrierArriveExpect(k_full, C::kOwn * kSlabBytes);
+#pragma unroll
+      for (int j = 0; j < C::kOwn; ++j) {
+        TensorLoad(SharedAddress(KeySlabs(i)[OwnSlab(j)]), &params_.k,
+                   KeyColumn(j), Row(i), k_full);
+      }
+    }
+    const uint32_t x_full = SharedAddress(&shared_.x_full[i % C::kStages]);
+    BarrierArriveExpect(x_full, 2 * kSlabBytes);
     for (int group = 0; group < 2; ++group) {
-      TensorLoad(SharedAddress(shared_.stage[stage].x[group]), &params_.x,
-                 column + group * 64, row, barrier);
+      TensorLoad(SharedAddress(shared_.stage[i % C::kStages].x[group]),
+                 &params_.x, work_.h * C::V + work_.first_value + group * 64,
+                 Row(i), x_full);
     }
   }
 
-  // Gated operands of the own slabs, and their decay: first q~, on its way to
-  // the other blocks while k^ is formed. Loads of the next step start as soon
-  // as what they overwrite has been read. Lane l has channels 2 l and 2 l + 1,
-  // warp w rows 16 w .. 16 w + 15.
-  __device__ void GateOperands(int i) {
-    const int stage = i % C::kStages;
-    Pair g[C::kOwn][16];
-    float2 before[C::kOwn], all[C::kOwn];
-    SumGates(g, before, all);
-    LoadG(i + 1);
+  // An own slab's first channel, in rows of H K.
+  __device__ int KeyColumn(int j) const {
+    return work_.h * C::K + OwnSlab(j) * 64;
+  }
+  // The first row of step i's chunk.
+  __device__ int Row(int i) const {
+    return work_.rows.first + ChunkAt<C>(work_, i) * kChunk;
+  }
+
+  // Rows of step i's chunk that the sequence has; may be more than a chunk.
+  __device__ int RowsOf(int i) const {
+    return work_.rows.length - ChunkAt<C>(work_, i) * kChunk;
+  }
+
+  // Zeros in the rows past the sequence, whatever lies there: each lane in
+  // those that it reads.
+  __device__ void MaskGates(int i) {
+#pragma unroll 1
+    for (int r = max(first_row_, RowsOf(i)); r < first_row_ + kRows; ++r) {
+      *RawGatesAt(i, r) = {};
+    }
+    FenceAsyncProxy();  // Before the next load writes there.
+  }
+  __device__ void MaskRows(int i) {
+#pragma unroll 1
+    for (int r = max(first_row_, RowsOf(i)); r < first_row_ + kRows; ++r) {
+      *RawQueryAt(i, r) = uint4{};
+      *RawKeyAt(i, r) = uint4{};
+    }
+    FenceAsyncProxy();
+  }
+
+  // What the gates of the chunk's rows before this lane's add up to.
+  __device__ void SumGates(int i, Gates& before) {
+    Gates own = {}, all;
+#pragma unroll
+    for (int r = 0; r < kRows; ++r)
+      AddGates(*RawGatesAt(i, first_row_ + r), own);
+    SumRowGroups(own, before, all);
+    const int part = warp_ % kSlabWarps;
+    if (lane_ < 8) StoreSums(all, &shared_.totals[own_][part][8 * piece_]);
+    NamedBarrier(kGateBarrier, 128);
+    AddTotals(before, part);
+  }
+
+  // Adds the totals of the own slab's first warps.
+  __device__ void AddTotals(Gates& sum, int warps = kSlabWarps) const {
+#pragma unroll
+    for (int w = 0; w < kSlabWarps; ++w) {
+      if (w >= warps) break;
+      Gates total;
+      LoadSums(&shared_.totals[own_][w][8 * piece_], total);
+#pragma unroll
+      for (int c = 0; c < 8; ++c) sum[c] += total[c];
+    }
+  }
+
+  // q~ and k^ of this lane's rows; `b` is the cumulative gate before them.
+  template <bool kSteep>
+  __device__ void GateRows(int i, Gates& b) {
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      const int row = first_row_ + r;
+      const uint4 q = *RawQueryAt(i, row), k = *RawKeyAt(i, row);
+      AddGates(*RawGatesAt(i, row), b);
+      *PieceAt(QuerySlabs(i), row) = GateQuery(q, b, args_.scale);
+      Gates shift = {};
+      if constexpr (kSteep) {
+        AddTotals(shift);
+#pragma unroll
+        for (int c = 0; c < 8; ++c) shift[c] = KeyShift(shift[c]);
+      }
+      *PieceAt(KeySlabs(i), row) = GateKey(k, b, shift);
+    }
+  }
+
+  using Slab = uint8_t[kSlabBytes];
+  __device__ Slab* QuerySlabs(int i) {
+    auto& tiles = shared_.stage[i % C::kStages];
+    return C::kReverse ? tiles.b : tiles.a;
+  }
+  __device__ Slab* KeySlabs(int i) {
+    auto& tiles = shared_.stage[i % C::kStages];
+    return C::kReverse ? tiles.a : tiles.b;
+  }
+
+  // This lane's channels in a row of its own slab, as loaded and gated.
+  __device__ RawGates<Gate>* RawGatesAt(int i, int row) {
+    return reinterpret_cast<RawGates<Gate>*>(
+        &shared_.g[i % 2][own_][row][8 * piece_]);
+  }
+  __device__ uint4* RawQueryAt(int i, int row) {
+    return reinterpret_cast<uint4*>(
+        &shared_.raw[i % C::kRaws][own_].q[row][8 * piece_]);
+  }
+  __device__ uint4* RawKeyAt(int i, int row) {
+    if constexpr (C::kAllAhead) {
+      return reinterpret_cast<uint4*>(
+          &shared_.raw[i % C::kRaws][own_].k[row][8 * piece_]);
+    } else {
+      return PieceAt(KeySlabs(i), row);
+    }
+  }
+  __device__ uint4* PieceAt(Slab* slabs, int row) const {
+    return reinterpret_cast<uint4*>(slabs[OwnSlab(own_)] +
+                                    SlabOffset(row, piece_));
+  }
+
+  // Returns whether any of the own slab's channels is steep.
+  __device__ bool StoreDecay(int stage) {
+    Gates all = {};
+    AddTotals(all);
+    if (!C::kOutput) {
+#pragma unroll
+      for (int c = 0; c < 8; ++c) sums_[c] += all[c];
+    }
+    bool steep[8], any = false;
+#pragma unroll
+    for (int c = 0; c < 8; ++c) {
+      steep[c] = IsSteep(all[c]);
+      any |= steep[c];
+    }
+    any = __any_sync(0xffffffff, any);
+    if (!IsFirstRow()) return any;
+    SlabDecay& decay = shared_.decay[stage][OwnSlab(own_)];
+#pragma unroll
+    for (int c = 0; c < 8; c += 2) {
+      const float d0 = Exp2(all[c]), d1 = Exp2(all[c + 1]);
+      *reinterpret_cast<float2*>(&decay.edge[c / 2][2 * piece_]) = {
+          steep[c] ? 1 : d0, steep[c + 1] ? 1 : d1};
+      *reinterpret_cast<float2*>(&decay.mid[c / 2][2 * piece_]) = {
+          steep[c] ? d0 : 1, steep[c + 1] ? d1 : 1};
+    }
+    if (lane_ == 0) decay.any_steep = any;
+    return any;
+  }
+
+  // Sends the own slabs to the other blocks of the cluster, one a warp.
+  __device__ void Publish(int stage) {
+    if (lane_ != 0) return;
     auto& tiles = shared_.stage[stage];
-    uint8_t(*const q_slabs)[kSlabBytes] = C::kReverse ? tiles.b : tiles.a;
-    uint8_t(*const k_slabs)[kSlabBytes] = C::kReverse ? tiles.a : tiles.b;
-    BarrierWait(SharedAddress(&shared_.q_full), i & 1);
+    if (warp_ + 1 < C::kCluster) {
 #pragma unroll
-    for (int j = 0; j < C::kOwn; ++j) {
-      GateRows<true>(j, g[j], before[j], {0, 0}, q_slabs[OwnSlab(j)]);
-      if (warp_ == 0) StoreDecay(stage, OwnSlab(j), all[j]);
+      for (int j = 0; j < C::kOwn; ++j) {
+        const int slab = OwnSlab(j);
+        Send(tiles.a[slab], kSlabBytes, stage);
+        Send(tiles.b[slab], kSlabBytes, stage);
+        Send(&shared_.decay[stage][slab], sizeof(SlabDecay), stage);
+      }
     }
-    FenceAsyncProxy();
-    NamedBarrier(kGateBarrier, 128);
-    LoadQ(i + 1);
-    Publish(stage, q_slabs, /*with_decay=*/true);
-    BarrierWait(SharedAddress(&shared_.k_full), i & 1);
-#pragma unroll
-    for (int j = 0; j < C::kOwn; ++j) {
-      const float2 shift = {all[j].x < -kMaxLog2Decay ? all[j].x : 0,
-                            all[j].y < -kMaxLog2Decay ? all[j].y : 0};
-      GateRows<false>(j, g[j], before[j], shift, k_slabs[OwnSlab(j)]);
-    }
-    FenceAsyncProxy();
-    NamedBarrier(kGateBarrier, 128);
-    Publish(stage, k_slabs, /*with_decay=*/false);
     if (IsLoader()) {
       constexpr uint32_t kBytes = 2 * kSlabBytes + sizeof(SlabDecay);
       BarrierArriveExpect(SharedAddress(&shared_.full[stage]),
                           (C::kSlabs - C::kOwn) * kBytes);
     }
-    LoadK(i + 1);
   }
 
-  // This lane's gates; in powers of two, those of the chunk and of its rows
-  // before this warp's.
-  __device__ void SumGates(Pair (&g)[C::kOwn][16], float2 (&before)[C::kOwn],
-                           float2 (&all)[C::kOwn]) {
-#pragma unroll
-    for (int j = 0; j < C::kOwn; ++j) {
-      float2 total = {0, 0};
-#pragma unroll
-      for (int r = 0; r < 16; ++r) {
-        g[j][r] = reinterpret_cast<const Pair*>(
-            shared_.raw[j].g[warp_ * 16 + r])[lane_];
-      }
-#pragma unroll
-      for (int r = 0; r < 16; ++r) {
-        const float2 log2 = ToLog2(g[j][r]);
-        total = {total.x + log2.x, total.y + log2.y};
-      }
-      *reinterpret_cast<float2*>(&shared_.totals[j][warp_][2 * lane_]) = total;
-    }
-    NamedBarrier(kGateBarrier, 128);
-#pragma unroll
-    for (int j = 0; j < C::kOwn; ++j) {
-      before[j] = all[j] = {0, 0};
-#pragma unroll
-      for (int w = 0; w < 4; ++w) {
-        const float2 t =
-            *reinterpret_cast<float2*>(&shared_.totals[j][w][2 * lane_]);
-        if (w < warp_) before[j] = {before[j].x + t.x, before[j].y + t.y};
-        all[j] = {all[j].x + t.x, all[j].y + t.y};
-      }
-      sums_[j] = {sums_[j].x + all[j].x, sums_[j].y + all[j].y};
-    }
-  }
-
-  // Stores this warp's rows of scale q e^b or k e^(shift - b) in a slab; `b` is
-  // the cumulative gate before them.
-  template <bool kQuery>
-  __device__ void GateRows(int j, const Pair (&g)[16], float2 b, float2 shift,
-                           uint8_t* slab) {
-    constexpr int kBatch = 8;  // rows whose loads are issued together
-    const auto& raw = kQuery ? shared_.raw[j].q : shared_.raw[j].k;
-    slab += warp_ * 2048;
-#pragma unroll
-    for (int first = 0; first < 16; first += kBatch) {
-      uint32_t value[kBatch];
-#pragma unroll
-      for (int r = 0; r < kBatch; ++r) {
-        value[r] = reinterpret_cast<const uint32_t*>(
-            raw[warp_ * 16 + first + r])[lane_];
-      }
-#pragma unroll
-      for (int r = 0; r < kBatch; ++r) {
-        const float2 log2 = ToLog2(g[first + r]);
-        b = {b.x + log2.x, b.y + log2.y};
-        const float low = LowFloat(value[r]), high = HighFloat(value[r]);
-        value[r] = kQuery ? PackBf16(low * args_.scale * Exp2(b.x),
-                                     high * args_.scale * Exp2(b.y))
-                          : PackBf16(low * Exp2(shift.x - b.x),
-                                     high * Exp2(shift.y - b.y));
-      }
-#pragma unroll
-      for (int r = 0; r < kBatch; ++r) {
-        const int row = first + r;
-        const int offset = row * 128 + (lane_ * 4 ^ (row % 8 << 4));
-        *reinterpret_cast<uint32_t*>(slab + offset) = value[r];
-      }
-    }
-  }
-
-  __device__ void StoreDecay(int stage, int slab, float2 all) {
-    const bool steep0 = all.x < -kMaxLog2Decay;
-    const bool steep1 = all.y < -kMaxLog2Decay;
-    SlabDecay& decay = shared_.decay[stage][slab];
-    const float d0 = Exp2(all.x), d1 = Exp2(all.y);
-    const int i = lane_ % 4, j = lane_ / 4 * 2;
-    *reinterpret_cast<float2*>(&decay.edge[i][j]) = {steep0 ? 1 : d0,
-                                                     steep1 ? 1 : d1};
-    *reinterpret_cast<float2*>(&decay.mid[i][j]) = {steep0 ? d0 : 1,
-                                                    steep1 ? d1 : 1};
-    const bool any = __any_sync(0xffffffff, steep0 || steep1);
-    if (lane_ == 0) decay.any_steep = any;
-  }
-
-  // Sends the own slabs to the other blocks of the cluster, one a warp.
-  __device__ void Publish(int stage, uint8_t (*slabs)[kSlabBytes],
-                          bool with_decay) {
-    if (warp_ + 1 >= C::kCluster || lane_ != 0) return;
+  // Sends to this warp's peer.
+  __device__ void Send(const void* data, uint32_t bytes, int stage) {
     const uint32_t peer = (rank_ + 1 + warp_) % C::kCluster;
-    const uint32_t barrier =
-        ClusterAddress(SharedAddress(&shared_.full[stage]), peer);
-#pragma unroll
-    for (int j = 0; j < C::kOwn; ++j) {
-      Send(slabs[OwnSlab(j)], kSlabBytes, peer, barrier);
-      if (with_decay) {
-        Send(&shared_.decay[stage][OwnSlab(j)], sizeof(SlabDecay), peer,
-             barrier);
-      }
-    }
-  }
-
-  __device__ void Send(const void* data, uint32_t bytes, uint32_t peer,
-                       uint32_t barrier) {
     const uint32_t address = SharedAddress(data);
-    ClusterCopy(ClusterAddress(address, peer), address, bytes, barrier);
+    ClusterCopy(ClusterAddress(address, peer), address, bytes,
+                ClusterAddress(SharedAddress(&shared_.full[stage]), peer));
   }
 
   __device__ void StorePieceDecay() {
     const int64_t head = work_.n * args_.shape.H + work_.h;
-#pragma unroll
-    for (int j = 0; j < C::kOwn; ++j) {
-      float* const to = args_.piece_decays +
-                        (head * args_.pieces + work_.piece) * C::K +
-                        OwnSlab(j) * 64 + 2 * lane_;
-      to[0] = Exp2(sums_[j].x);
-      to[1] = Exp2(sums_[j].y);
-    }
+    float* const to = args_.piece_decays +
+                      (head * args_.pieces + work_.piece) * C::K +
+                      OwnSlab(own_) * 64 + 8 * piece_;
+    for (int c = 0; c < 8; ++c) to[c] = Exp2(sums_[c]);
   }
 
   const ScanParams& params_;
   const ScanArgs& args_;
   const ScanWork& work_;
   ScanShared<C>& shared_;
-  const int thread_, warp_, lane_, rank_;
-  float2 sums_[C::kOwn] = {};  // gates of the piece so far
+  const int warp_, lane_, rank_;
+  const int own_;  // the slab that this warp gates, of the block's own
+  const int first_row_, piece_;  // this lane's kRows rows and 8 channels
+  int loaded_ = 0;               // steps whose k and x are being loaded
+  Gates sums_ = {};              // gates of the piece so far
 };
 
 }  // namespace gla::internal

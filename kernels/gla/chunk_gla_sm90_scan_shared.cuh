@@ -3,6 +3,8 @@
 #ifndef GLA_KERNELS_GLA_CHUNK_GLA_SM90_SCAN_SHARED_CUH_
 #define GLA_KERNELS_GLA_CHUNK_GLA_SM90_SCAN_SHARED_CUH_
 
+#include <type_traits>
+
 #include "kernels/device/tensor_map_sm90.h"
 #include "kernels/gla/chunk_gla_sm90.cuh"
 #include "kernels/gla/chunk_gla_sm90_steep.cuh"
@@ -18,9 +20,19 @@ struct ScanConfig {
   using Gate = GateT;
 
   static constexpr int kSlabs = K / 64;
-  static constexpr int kCluster = V / 128;
-  static constexpr int kOwn = kSlabs / kCluster;  // slabs a block gates
+  // Blocks of a cluster, which share gated operands. With 32-bit gates a block
+  // has no room for half of 256 channels, and all of a head's blocks must be
+  // one cluster: fewer of four than of two fit on a GPU.
+  static constexpr int kCluster = V == 512 && sizeof(GateT) == 2 ? 2 : V / 128;
+  static constexpr int kClusters = V / 128 / kCluster;  // a head
+  static constexpr int kOwn = kSlabs / kCluster;        // slabs a block gates
   static constexpr int kStages = K == 256 || kOwn == 2 ? 2 : 3;
+  // Whether k is loaded ahead of its stage, as q and g are; where there is no
+  // room for that, it lands in the place of k^.
+  static constexpr bool kAllAhead = K < 256;
+  // Buffers of q (and k); of gates there are two.
+  static constexpr int kRaws =
+      K == 256 || (sizeof(GateT) == 4 && kOwn == 2) ? 1 : 2;
   static constexpr int kThreads = 384;
   // Registers of a thread; the three warpgroups share 504.
   static constexpr int kStateRegisters = K == 256 ? 216 : 176;
@@ -44,28 +56,34 @@ struct ScanShared {
     uint8_t a[C::kSlabs][kSlabBytes];
     uint8_t b[C::kSlabs][kSlabBytes];
     uint8_t x[2][kSlabBytes];  // a slab a state warpgroup
-    uint8_t scores[kSlabBytes];
   };
-  struct Raw {  // of one slab's channels, rows of 64
+  struct RawQuery {  // of one slab's channels, rows of 64
     __nv_bfloat16 q[kChunk][64];
-    __nv_bfloat16 k[kChunk][64];
-    typename C::Gate g[kChunk][64];
   };
+  struct RawAll : RawQuery {
+    __nv_bfloat16 k[kChunk][64];
+  };
+  using Raw = std::conditional_t<C::kAllAhead, RawAll, RawQuery>;
   Stage stage[C::kStages];
-  Raw raw[C::kOwn];
+  uint8_t scores[kSlabBytes];
+  Raw raw[C::kRaws][C::kOwn];
+  typename C::Gate g[2][C::kOwn][kChunk][64];
   SlabDecay decay[C::kStages][C::kSlabs];
-  float totals[C::kOwn][4][64];  // log gates added up by each gate warp
-  SteepChannels steep[2];        // [warpgroup]
+  float totals[C::kOwn][4 / C::kOwn][64];  // gates that each warp has added up
+  SteepChannels steep;
   uint64_t full[C::kStages];
   uint64_t empty[C::kStages];
   uint64_t x_full[C::kStages];
-  uint64_t scored[C::kStages];
-  uint64_t q_full, k_full, g_full;  // of raw
+  uint64_t scored, scores_empty;
+  uint64_t g_full[2];
+  uint64_t raw_full[C::kRaws];  // q, perhaps k
+  uint64_t k_full;
 };
 
 // Named barriers.
 inline constexpr int kGateBarrier = 1;
-inline constexpr int kSteepBarrier = 2;  // and 3: one a state warpgroup
+inline constexpr int kSteepBarrier = 2;  // both state warpgroups
+inline constexpr int kSteepLoadBarrier = 3;
 inline constexpr int kStoreBarrier = 4;  // and 5: one a state warpgroup
 
 // The parity of the phase in which use number i of a ring is complete.
@@ -85,6 +103,7 @@ struct ScanParams {
 struct ScanWork {
   SequenceRows rows;
   int n, h, piece;
+  int first_value;  // of the block's 128
   int first_chunk;  // of the piece, in time
   int chunks;       // in the piece
   int64_t first_segment;
@@ -93,11 +112,13 @@ struct ScanWork {
 template <typename C>
 __device__ ScanWork FindWork(const ScanArgs& args) {
   ScanWork w;
-  const int cluster = blockIdx.x / C::kCluster;
+  constexpr int kBlocks = C::V / 128;  // a head
+  w.first_value = blockIdx.x % kBlocks * 128;
+  const int head = blockIdx.x / kBlocks;
   const int H = args.shape.H;
-  w.piece = cluster % args.pieces;
-  w.h = cluster / args.pieces % H;
-  w.n = cluster / args.pieces / H;
+  w.piece = head % args.pieces;
+  w.h = head / args.pieces % H;
+  w.n = head / args.pieces / H;
   w.rows = FindSequence(args.cu_seqlens, args.shape.T, w.n);
   w.first_segment = FirstSegment(args.cu_seqlens, args.shape.T, w.n);
   const int all = w.rows.chunks();

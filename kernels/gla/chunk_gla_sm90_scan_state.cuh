@@ -6,12 +6,12 @@
 
 namespace gla::internal {
 
-// Warpgroup `group` of the block; `rank` is the block's in its cluster.
+// Warpgroup `group` of the block.
 template <typename C>
 class ScanState {
  public:
   __device__ ScanState(const ScanParams& params, const ScanWork& work,
-                       ScanShared<C>& shared, int rank, int group)
+                       ScanShared<C>& shared, int group)
       : params_(params),
         args_(params.args),
         work_(work),
@@ -19,7 +19,7 @@ class ScanState {
         group_(group),
         warp_(__shfl_sync(0xffffffff, threadIdx.x / 32 % 4, 0)),
         lane_(threadIdx.x % 32),
-        column_((rank * 2 + group) * 64),
+        column_(work.first_value + group * 64),
         fragment_(SlabOffset((lane_ & 7) + ((lane_ >> 4) << 3),
                              2 * warp_ + ((lane_ >> 3) & 1))) {}
 
@@ -41,15 +41,14 @@ class ScanState {
     const auto& decay = shared_.decay[stage];
     BarrierWait(SharedAddress(&shared_.full[stage]), Parity<C::kStages>(i));
 
-    if (AtSegmentEdge(chunk)) StoreSegmentState(chunk);
     if (C::kReverse) {
 #pragma unroll
       for (int s = 0; s < C::kSlabs; ++s) Scale(s, decay[s].edge);
     }
     float y[32];
     if constexpr (C::kOutput) {
-      Scores(stage, chunk);
-      StateOutput(tiles, y);
+      Scores(i, chunk);
+      StateOutput(tiles, chunk, y);
     }
 
     BarrierWait(SharedAddress(&shared_.x_full[stage]), Parity<C::kStages>(i));
@@ -62,9 +61,9 @@ class ScanState {
     const int rows = work_.rows.length - chunk * kChunk;
     if (rows < kChunk) MaskX(rows, x);
     if constexpr (C::kOutput) {
-      BarrierWait(SharedAddress(&shared_.scored[stage]), Parity<C::kStages>(i));
+      BarrierWait(SharedAddress(&shared_.scored), i & 1);
       WgmmaFence();
-      const uint64_t scores = SlabDescriptor(SharedAddress(tiles.scores));
+      const uint64_t scores = SlabDescriptor(SharedAddress(shared_.scores));
 #pragma unroll
       for (int step = 0; step < 4; ++step) {
         Wgmma<Contract::kAlongColumns>(
@@ -81,16 +80,20 @@ class ScanState {
     if constexpr (C::kOutput) {
       WgmmaWait<C::kSlabs>();
       Touch(y);
+      __syncwarp();
+      if (lane_ == 0) BarrierArrive(SharedAddress(&shared_.scores_empty));
       StoreY(chunk, x_slab, y);
     }
     FinishSlabs<0>(decay);
-    Release(stage);
+    if (C::kOutput && warp_ == 0 && lane_ == 0) TensorStoreWaitRead();
+    Release(&shared_.empty[stage]);
   }
 
   // This warpgroup's half of the masked scores A B^T: rows are A's tokens,
   // columns 32 of B's.
-  __device__ void Scores(int stage, int chunk) {
-    Stage& tiles = shared_.stage[stage];
+  __device__ void Scores(int i, int chunk) {
+    const int stage = i % C::kStages;
+    const Stage& tiles = shared_.stage[stage];
     float p[16];
 #pragma unroll
     for (int i = 0; i < 16; ++i) p[i] = 0;
@@ -111,8 +114,9 @@ class ScanState {
     WgmmaWait<0>();
     Touch(p);
     if (HasSteep<C>(shared_.decay[stage])) AddSteep(stage, chunk, p);
+    BarrierWait(SharedAddress(&shared_.scores_empty), (i & 1) ^ 1);
     const uint32_t element =
-        SharedAddress(tiles.scores) + SlabElement(Row(), Column());
+        SharedAddress(shared_.scores) + SlabElement(Row(), Column());
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
 #pragma unroll
@@ -127,7 +131,7 @@ class ScanState {
       }
     }
     FenceAsyncProxy();
-    BarrierArrive(SharedAddress(&shared_.scored[stage]));
+    BarrierArrive(SharedAddress(&shared_.scored));
   }
 
   __device__ int Thread() const { return warp_ * 32 + lane_; }
@@ -137,8 +141,8 @@ class ScanState {
 
   // Adds the terms q k e^(b_t - b_u) of a chunk's steep channels. (What their
   // gated operands add to the products is below 2^-kMaxLog2Decay of that.)
-  // Works from global memory, eight channels at a time: any block needs any
-  // slab.
+  // Works from global memory, eight channels at a time, both warpgroups
+  // together: any block needs any slab.
   __device__ void AddSteep(int stage, int chunk, float (&p)[16]) {
 #pragma unroll 1
     for (int group = 0; group < C::K / 8; ++group) {
@@ -148,11 +152,13 @@ class ScanState {
 #pragma unroll 1
       for (int c = 0; c < 8; ++c) any |= mid[c / 2][j + c % 2] != 1;
       if (!any) continue;
-      NamedBarrier(kSteepBarrier + group_, 128);
-      LoadChannels(chunk, group * 8);
-      NamedBarrier(kSteepBarrier + group_, 128);
-      AccumulateGates(Thread(), shared_.steep[group_]);
-      NamedBarrier(kSteepBarrier + group_, 128);
+      NamedBarrier(kSteepBarrier, 256);
+      if (group_ == 0) {
+        LoadChannels(chunk, group * 8);
+        NamedBarrier(kSteepLoadBarrier, 128);
+        AccumulateGates(Thread(), shared_.steep);
+      }
+      NamedBarrier(kSteepBarrier, 256);
 #pragma unroll 1
       for (int c = 0; c < 8; ++c) {
         if (mid[c / 2][j + c % 2] != 1) AddChannel(c, p);
@@ -168,11 +174,11 @@ class ScanState {
             C::K +
         first;
     LoadSteepChannels<typename C::Gate>(args_, Thread(), valid, offset,
-                                        shared_.steep[group_]);
+                                        shared_.steep);
   }
 
   __device__ void AddChannel(int c, float (&p)[16]) {
-    const SteepChannels& channels = shared_.steep[group_];
+    const SteepChannels& channels = shared_.steep;
     const float* const b = channels.b[c];
     const __nv_bfloat16* const row_value =
         C::kReverse ? channels.k[c] : channels.q[c];
@@ -191,8 +197,10 @@ class ScanState {
     }
   }
 
-  // y = state^T A^T.
-  __device__ void StateOutput(const Stage& tiles, float (&y)[32]) {
+  // y = state^T A^T. Where segments meet, also stores the state as it was
+  // rounded for that.
+  __device__ void StateOutput(const Stage& tiles, int chunk, float (&y)[32]) {
+    uint8_t* const segment = SegmentState(chunk);
 #pragma unroll
     for (int i = 0; i < 32; ++i) y[i] = 0;
 #pragma unroll
@@ -212,6 +220,9 @@ class ScanState {
               true);
         }
         WgmmaCommit();
+        if (segment != nullptr) {
+          StoreHalfSlab(segment + s * (C::V / 64) * kSlabBytes, half, a);
+        }
         WgmmaWait<1>();  // Frees the registers of earlier groups.
       }
     }
@@ -263,14 +274,13 @@ class ScanState {
   }
 
   // The state warps of all blocks of the cluster tell all gate warps.
-  __device__ void Release(int stage) {
-    if (C::kOutput && warp_ == 0 && lane_ == 0) TensorStoreWaitRead();
+  __device__ void Release(uint64_t* empty) {
     __syncwarp();
-    const uint32_t empty = SharedAddress(&shared_.empty[stage]);
+    const uint32_t address = SharedAddress(empty);
     if constexpr (C::kCluster == 1) {
-      if (lane_ == 0) BarrierArrive(empty);
+      if (lane_ == 0) BarrierArrive(address);
     } else if (lane_ < C::kCluster) {
-      ClusterBarrierArrive(ClusterAddress(empty, lane_));
+      ClusterBarrierArrive(ClusterAddress(address, lane_));
     }
   }
 
@@ -374,38 +384,32 @@ class ScanState {
         [to](float& element, int offset) { to[offset] = element; });
   }
 
-  // Whether the state before this chunk (in the direction of the pass) is one
-  // to store.
-  __device__ bool AtSegmentEdge(int chunk) const {
-    if (args_.segment_states == nullptr) return false;
-    return C::kReverse ? chunk % kSegmentChunks == kSegmentChunks - 1 ||
-                             chunk == work_.rows.chunks() - 1
-                       : chunk % kSegmentChunks == 0;
+  // Where the state that this chunk's y is formed from is to be stored; null if
+  // it is not the first of a segment in the direction of the pass.
+  __device__ uint8_t* SegmentState(int chunk) const {
+    if (args_.segment_states == nullptr) return nullptr;
+    const bool is_first = C::kReverse
+                              ? chunk % kSegmentChunks == kSegmentChunks - 1 ||
+                                    chunk == work_.rows.chunks() - 1
+                              : chunk % kSegmentChunks == 0;
+    if (!is_first) return nullptr;
+    const int64_t slot = work_.first_segment + chunk / kSegmentChunks;
+    return reinterpret_cast<uint8_t*>(args_.segment_states) +
+           (slot * args_.shape.H + work_.h) * (C::K * C::V * 2) +
+           column_ / 64 * kSlabBytes;
   }
 
-  // Slabs as chunk_gla_sm90.h has them: 16 bytes of a row a lane.
-  __device__ void StoreSegmentState(int chunk) {
-    const int64_t slot = work_.first_segment + chunk / kSegmentChunks;
-    uint8_t* const head = reinterpret_cast<uint8_t*>(args_.segment_states) +
-                          (slot * args_.shape.H + work_.h) * (C::K * C::V * 2) +
-                          column_ / 64 * kSlabBytes;
+  // Half of a slab's channels, as operands, to a slab as chunk_gla_sm90.h has
+  // it: 16 bytes of a row a lane.
+  __device__ void StoreHalfSlab(uint8_t* slab, int half,
+                                const uint32_t (&a)[2][4]) const {
 #pragma unroll
-    for (int s = 0; s < C::kSlabs; ++s) {
-      uint8_t* const slab = head + s * (C::V / 64) * kSlabBytes;
-#pragma unroll
-      for (int f = 0; f < 4; ++f) {
-        uint32_t piece[4];
-#pragma unroll
-        for (int m = 0; m < 4; ++m) {
-          const int e = 4 * (f / 2 * 4 + m) + f % 2 * 2;
-          piece[m] = PackBf16(state_[s][e], state_[s][e + 1]);
-        }
-        TransposeQuad(piece);
-        const int row = warp_ * 16 + lane_ / 4 + f % 2 * 8;
-        *reinterpret_cast<uint4*>(slab +
-                                  SlabOffset(row, f / 2 * 4 + lane_ % 4)) =
-            make_uint4(piece[0], piece[1], piece[2], piece[3]);
-      }
+    for (int i = 0; i < 2; ++i) {
+      uint32_t piece[4] = {a[0][i], a[0][2 + i], a[1][i], a[1][2 + i]};
+      TransposeQuad(piece);
+      *reinterpret_cast<uint4*>(
+          slab + SlabOffset(Row() + 8 * i, 4 * half + lane_ % 4)) =
+          make_uint4(piece[0], piece[1], piece[2], piece[3]);
     }
   }
 
