@@ -55,11 +55,6 @@ __device__ inline float Exp2(float x) {
   return y;
 }
 
-__device__ inline uint32_t LoadShared32(uint32_t address) {
-  uint32_t value;
-  asm volatile("ld.shared.u32 %0, [%1];" : "=r"(value) : "r"(address));
-  return value;
-}
 __device__ inline void StoreShared32(uint32_t address, uint32_t value) {
   asm volatile("st.shared.u32 [%0], %1;" ::"r"(address), "r"(value) : "memory");
 }

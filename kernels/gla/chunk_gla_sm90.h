@@ -73,8 +73,9 @@ struct GradArgs {
   const void* g;
   const __nv_bfloat16* d_o;
   const int32_t* cu_seqlens;
-  const __nv_bfloat16* states;    // S before each segment
-  const __nv_bfloat16* d_states;  // dS after each segment, as ScanReverse has it
+  const __nv_bfloat16* states;  // S before each segment
+  const __nv_bfloat16*
+      d_states;  // dS after each segment, as ScanReverse has it
   __nv_bfloat16 *dq, *dk;
   void* dg;
 };

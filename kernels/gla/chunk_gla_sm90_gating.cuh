@@ -76,11 +76,6 @@ __device__ inline void LoadSums(const float* from, Gates& to) {
   to[4] = high.x, to[5] = high.y, to[6] = high.z, to[7] = high.w;
 }
 
-__device__ inline void CopyGates(const Gates& from, Gates& to) {
-#pragma unroll
-  for (int i = 0; i < 8; ++i) to[i] = from[i];
-}
-
 __device__ inline bool IsSteep(float log_decay) {
   return log_decay < -kMaxLog2Decay;
 }

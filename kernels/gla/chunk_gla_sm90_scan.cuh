@@ -1,8 +1,8 @@
 // The tuned pass of the state over a sequence (ScanForward, ScanReverse).
 //
-// V / 128 blocks, in clusters of up to two or four, work on one head of one
-// piece; each block holds 128 values of the state in registers, all K channels,
-// for the whole piece:
+// V / 128 blocks work on one head of one piece, in clusters of kCluster that
+// share gated operands; each block holds 128 values of the state in registers,
+// all K channels, for the whole piece:
 //
 //   warpgroups 0, 1 (state)  64 values each. State transposed: accumulator rows
 //       are values, columns channels, so that rounded to bf16 it is the A

@@ -161,8 +161,9 @@ class ScanGates {
   __device__ void SumGates(int i, Gates& before) {
     Gates own = {}, all;
 #pragma unroll
-    for (int r = 0; r < kRows; ++r)
+    for (int r = 0; r < kRows; ++r) {
       AddGates(*RawGatesAt(i, first_row_ + r), own);
+    }
     SumRowGroups(own, before, all);
     const int part = warp_ % kSlabWarps;
     if (lane_ < 8) StoreSums(all, &shared_.totals[own_][part][8 * piece_]);
@@ -305,7 +306,6 @@ class ScanGates {
   const int warp_, lane_, rank_;
   const int own_;  // the slab that this warp gates, of the block's own
   const int first_row_, piece_;  // this lane's kRows rows and 8 channels
-  int loaded_ = 0;               // steps whose k and x are being loaded
   Gates sums_ = {};              // gates of the piece so far
 };
 

@@ -24,8 +24,7 @@ struct ScanConfig {
   // has no room for half of 256 channels, and all of a head's blocks must be
   // one cluster: fewer of four than of two fit on a GPU.
   static constexpr int kCluster = V == 512 && sizeof(GateT) == 2 ? 2 : V / 128;
-  static constexpr int kClusters = V / 128 / kCluster;  // a head
-  static constexpr int kOwn = kSlabs / kCluster;        // slabs a block gates
+  static constexpr int kOwn = kSlabs / kCluster;  // slabs a block gates
   static constexpr int kStages = K == 256 || kOwn == 2 ? 2 : 3;
   // Whether k is loaded ahead of its stage, as q and g are; where there is no
   // room for that, it lands in the place of k^.

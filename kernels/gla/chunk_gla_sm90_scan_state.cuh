@@ -85,14 +85,13 @@ class ScanState {
       StoreY(chunk, x_slab, y);
     }
     FinishSlabs<0>(decay);
-    if (C::kOutput && warp_ == 0 && lane_ == 0) TensorStoreWaitRead();
-    Release(&shared_.empty[stage]);
+    Release(stage);
   }
 
   // This warpgroup's half of the masked scores A B^T: rows are A's tokens,
-  // columns 32 of B's.
-  __device__ void Scores(int i, int chunk) {
-    const int stage = i % C::kStages;
+  // columns 32 of B's. `use` counts the steps of the pass.
+  __device__ void Scores(int use, int chunk) {
+    const int stage = use % C::kStages;
     const Stage& tiles = shared_.stage[stage];
     float p[16];
 #pragma unroll
@@ -114,7 +113,7 @@ class ScanState {
     WgmmaWait<0>();
     Touch(p);
     if (HasSteep<C>(shared_.decay[stage])) AddSteep(stage, chunk, p);
-    BarrierWait(SharedAddress(&shared_.scores_empty), (i & 1) ^ 1);
+    BarrierWait(SharedAddress(&shared_.scores_empty), (use & 1) ^ 1);
     const uint32_t element =
         SharedAddress(shared_.scores) + SlabElement(Row(), Column());
 #pragma unroll
@@ -274,13 +273,14 @@ class ScanState {
   }
 
   // The state warps of all blocks of the cluster tell all gate warps.
-  __device__ void Release(uint64_t* empty) {
+  __device__ void Release(int stage) {
+    if (C::kOutput && warp_ == 0 && lane_ == 0) TensorStoreWaitRead();
     __syncwarp();
-    const uint32_t address = SharedAddress(empty);
+    const uint32_t empty = SharedAddress(&shared_.empty[stage]);
     if constexpr (C::kCluster == 1) {
-      if (lane_ == 0) BarrierArrive(address);
+      if (lane_ == 0) BarrierArrive(empty);
     } else if (lane_ < C::kCluster) {
-      ClusterBarrierArrive(ClusterAddress(address, lane_));
+      ClusterBarrierArrive(ClusterAddress(empty, lane_));
     }
   }
 
