@@ -5,6 +5,7 @@
 
 #include "kernels/gla/chunk_gla_sm90_gating.cuh"
 #include "kernels/gla/chunk_gla_sm90_grad_shared.cuh"
+#include "kernels/gla/chunk_gla_sm90_grad_steep.cuh"
 
 namespace gla::internal {
 
@@ -16,11 +17,9 @@ class GradMain {
       : params_(params),
         shared_(shared),
         gated_(shared.gated[group]),
-        group_(group),
-        warp_(__shfl_sync(0xffffffff, threadIdx.x / 32 % 4, 0)),
-        lane_(threadIdx.x % 32),
-        fragment_(SlabOffset((lane_ & 7) + ((lane_ >> 4) << 3),
-                             2 * warp_ + ((lane_ >> 3) & 1))) {}
+        thread_{group, WarpOfGroup(), static_cast<int>(threadIdx.x % 32)},
+        fragment_(SlabOffset((thread_.lane & 7) + ((thread_.lane >> 4) << 3),
+                             2 * thread_.warp + ((thread_.lane >> 3) & 1))) {}
 
   __device__ void Run() {
     GradItems<C> items;
@@ -34,14 +33,19 @@ class GradMain {
       LoadDecay(0, decay[0]);
       LoadDecay(1, decay[1]);
       Within(decay, q, k, flow);
-      Finish(1, decay[1], q[1], k[1], flow);
-      Finish(0, decay[0], q[0], k[0], flow);
+      Finish(1, q[1], k[1], flow);
+      Finish(0, q[0], k[0], flow);
       FenceAsyncProxy();
       BarrierArrive(SharedAddress(&shared_.finished));
     }
   }
 
  private:
+  // The same in all lanes, and known to be.
+  static __device__ int WarpOfGroup() {
+    return __shfl_sync(0xffffffff, threadIdx.x / 32 % 4, 0);
+  }
+
   using Gate = typename C::Gate;
   static constexpr Contract kRows = Contract::kAlongRows;
   static constexpr Contract kColumns = Contract::kAlongColumns;
@@ -53,19 +57,13 @@ class GradMain {
     float mid[2];   // as in chunk_gla_sm90.cuh
   };
 
-  // The channels of this thread's accumulator rows.
-  __device__ int Channel(int i) const { return warp_ * 16 + lane_ / 4 + 8 * i; }
-  // The token of element e of a chunk's accumulator. Row e / 2 % 2.
-  __device__ int Token(int e) const {
-    return e / 4 * 8 + lane_ % 4 * 2 + e % 2;
-  }
-
   __device__ void LoadDecay(int c, Decay& decay) const {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const float log = shared_.log_decay[c][group_ * 64 + Channel(i)];
+      const float log =
+          shared_.log_decay[c][thread_.group * 64 + thread_.Channel(i)];
       const float all = Exp2(log);
-      const bool steep = internal::IsSteep(log);
+      const bool steep = IsSteep(log);
       decay.all[i] = all;
       decay.edge[i] = steep ? 1 : all;
       decay.mid[i] = steep ? all : 1;
@@ -110,7 +108,7 @@ class GradMain {
   }
   __device__ void Release(int half_step) {
     __syncwarp();
-    if (lane_ == 0) {
+    if (thread_.lane == 0) {
       BarrierArrive(SharedAddress(&shared_.empty[half_step % C::kStages]));
     }
   }
@@ -118,7 +116,8 @@ class GradMain {
   // Starts d += state rows^T of the stage of half step half_step_ + next.
   __device__ void StartProduct(float (&d)[2][32], int next = 0) {
     const auto& stage = shared_.stage[(half_step_ + next) % C::kStages];
-    const uint64_t state = SlabDescriptor(SharedAddress(stage.state[group_]));
+    const uint64_t state =
+        SlabDescriptor(SharedAddress(stage.state[thread_.group]));
     const uint64_t rows = SlabDescriptor(SharedAddress(stage.rows));
     WgmmaFence();
 #pragma unroll
@@ -133,13 +132,14 @@ class GradMain {
   // even lanes the first eight, odd ones the others; the rows of a quarter of a
   // warp lie in different banks.
   __device__ void AddFlow(float (&sums)[8]) const {
-    const uint32_t s =
-        SharedAddress(shared_.stage[half_step_ % C::kStages].state[group_]);
+    const uint32_t s = SharedAddress(
+        shared_.stage[half_step_ % C::kStages].state[thread_.group]);
     const uint32_t d = SharedAddress(
-        shared_.stage[(half_step_ + 1) % C::kStages].state[group_]);
-    const int group = lane_ / 2;
+        shared_.stage[(half_step_ + 1) % C::kStages].state[thread_.group]);
+    const int group = thread_.lane / 2;
     const int row = group % 4 * 2 + group / 4 % 2 + group / 8 * 8;
-    const uint32_t offset = SlabOffset(row, 2 * warp_ + lane_ % 2);
+    const uint32_t offset =
+        SlabOffset(row, 2 * thread_.warp + thread_.lane % 2);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const uint4 x = LoadShared128(s + offset + i * 2048);
@@ -164,7 +164,7 @@ class GradMain {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         const float x = __shfl_sync(0xffffffff, sums[j], i);
-        if (lane_ / 4 == j) flow[i] = x;
+        if (thread_.lane / 4 == j) flow[i] = x;
       }
     }
   }
@@ -177,8 +177,8 @@ class GradMain {
                          float (&k)[2][32], float (&flow)[2]) {
     // If there is no chunk 1, D has been scaled for chunk 0.
     const bool both = work_.rows > kChunk;
-    if (shared_.any_steep[group_][0]) Scale(q[1], decay[0].mid);
-    if (shared_.any_steep[group_][1]) Scale(k[0], decay[1].mid);
+    if (shared_.any_steep[thread_.group][0]) Scale(q[1], decay[0].mid);
+    if (shared_.any_steep[thread_.group][1]) Scale(k[0], decay[1].mid);
     float early[2], late[2], key_edge[2];
     KeyFlow(0, k[0], early);
     KeyFlow(1, k[1], late);
@@ -223,7 +223,7 @@ class GradMain {
     }
     EndProducts(q, k);
     // The operands' slabs are written over from here on.
-    NamedBarrier(kGradMainBarrier + group_, 128);
+    NamedBarrier(kGradMainBarrier + thread_.group, 128);
   }
 
   static __device__ uint64_t Operand(const uint8_t* slab, int step) {
@@ -259,8 +259,9 @@ class GradMain {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const int e = 8 * s + 2 * i;
-        if (Token(e) < rows) sum[i % 2] += LowFloat(x[i]) * d[e];
-        if (Token(e + 1) < rows) sum[i % 2] += HighFloat(x[i]) * d[e + 1];
+        if (thread_.Token(e) < rows) sum[i % 2] += LowFloat(x[i]) * d[e];
+        if (thread_.Token(e + 1) < rows)
+          sum[i % 2] += HighFloat(x[i]) * d[e + 1];
       }
     }
 #pragma unroll
@@ -273,15 +274,16 @@ class GradMain {
   // --- Gradients of a chunk, each in the place of an operand.
 
   // `flow` is what flows out of the chunk, and becomes what flows into it.
-  __device__ void Finish(int c, const Decay& decay, float (&q)[32],
-                         float (&k)[32], float (&flow)[2]) {
+  __device__ void Finish(int c, float (&q)[32], float (&k)[32],
+                         float (&flow)[2]) {
     const int rows = work_.RowsOf(c);
-    const bool any_steep = shared_.any_steep[group_][c];
+    const bool any_steep = shared_.any_steep[thread_.group][c];
     bool steep[2] = {false, false};
     if (any_steep) {
-      AddSteep(c, decay, q, k);
-      steep[0] = IsSteep(c, Channel(0));
-      steep[1] = IsSteep(c, Channel(1));
+      const GradSteep<C> channels(params_.args, shared_, work_, thread_);
+      channels.Add(c, q, k);
+      steep[0] = channels.IsSteep(c, thread_.Channel(0));
+      steep[1] = channels.IsSteep(c, thread_.Channel(1));
     }
     const uint32_t q_slab = SharedAddress(gated_.q[c]) + fragment_;
     const uint32_t k_slab = SharedAddress(gated_.k[c]) + fragment_;
@@ -313,8 +315,10 @@ class GradMain {
       float* const to = static_cast<float*>(params_.args.dg);
 #pragma unroll
       for (int e = 0; e < 32; ++e) {
-        if (Token(e) < rows) {
-          to[KeyOffset(c, Token(e)) + Channel(e / 2 % 2)] = q[e];
+        if (thread_.Token(e) < rows) {
+          to[work_.KeyOffset<C>(params_.args.shape.H, thread_.group, c,
+                                thread_.Token(e)) +
+             thread_.Channel(e / 2 % 2)] = q[e];
         }
       }
     }
@@ -335,7 +339,7 @@ class GradMain {
       dq[i] = q[e + i] * params_.args.scale * Exp2(units * (-1 / kLogUnits));
       dk[i] = k[e + i] * Exp2(units * (1 / kLogUnits));
     }
-    if (steep) {  // AddSteep has left them so.
+    if (steep) {  // GradSteep has left them so.
       term[0] = __uint_as_float(__byte_perm(x, y, 0x1054));
       term[1] = __uint_as_float(__byte_perm(x, y, 0x3276));
       dq[0] = q[e], dq[1] = q[e + 1];
@@ -343,8 +347,8 @@ class GradMain {
     }
     x = PackBf16(dq[0], dq[1]);
     y = PackBf16(dk[0], dk[1]);
-    q[e] = Token(e) < rows ? term[0] : 0;
-    q[e + 1] = Token(e + 1) < rows ? term[1] : 0;
+    q[e] = thread_.Token(e) < rows ? term[0] : 0;
+    q[e + 1] = thread_.Token(e + 1) < rows ? term[1] : 0;
   }
 
   // Terms to gradients: the sum of a token's and all later terms, plus `flow`,
@@ -362,22 +366,15 @@ class GradMain {
 #pragma unroll
         for (int offset = 1; offset < 4; ++offset) {
           const float x = __shfl_down_sync(0xffffffff, first, offset, 4);
-          if (lane_ % 4 + offset < 4) later += x;
+          if (thread_.lane % 4 + offset < 4) later += x;
         }
-        const float all = __shfl_sync(0xffffffff, first + later, lane_ & ~3);
+        const float all =
+            __shfl_sync(0xffffffff, first + later, thread_.lane & ~3);
         first += later + flow[i];
         second += later + flow[i];
         flow[i] += all;
       }
     }
-  }
-
-  // Offset of a token's first channel of this warpgroup in a [B, T, H, K]
-  // tensor.
-  __device__ int64_t KeyOffset(int c, int token) const {
-    return ((work_.row + c * kChunk + token) * params_.args.shape.H + work_.h) *
-               C::K +
-           (work_.slice * C::kMains + group_) * 64;
   }
 
   // dg is 0 where a gate is -inf.
@@ -386,117 +383,20 @@ class GradMain {
     const int rows = work_.RowsOf(c);
 #pragma unroll
     for (int e = 0; e < 32; ++e) {
-      if (Token(e) < rows &&
-          static_cast<float>(g[KeyOffset(c, Token(e)) + Channel(e / 2 % 2)]) ==
-              -INFINITY) {
+      if (thread_.Token(e) < rows &&
+          static_cast<float>(
+              g[work_.KeyOffset<C>(params_.args.shape.H, thread_.group, c,
+                                   thread_.Token(e)) +
+                thread_.Channel(e / 2 % 2)]) == -INFINITY) {
         term[e] = 0;
       }
     }
   }
 
-  // --- Steep channels: their gradients within the chunk, in float32 and term
-  // by term, eight channels at a time. (Their part of the products with dA is
-  // below 2^-kMaxLog2Decay of what is added here.) dq~ and dk^ become dq and
-  // dk; the term of dg takes the place of the element's q~ and k^, half its
-  // bits each.
-
-  __device__ bool IsSteep(int c, int channel) const {
-    return internal::IsSteep(shared_.log_decay[c][group_ * 64 + channel]);
-  }
-
-  __device__ void AddSteep(int c, const Decay& decay, float (&q)[32],
-                           float (&k)[32]) {
-    SteepChannels& channels = shared_.steep[group_];
-    const int thread = warp_ * 32 + lane_;
-#pragma unroll 1
-    for (int first = 0; first < 64; first += 8) {
-      bool any = false;
-#pragma unroll 1
-      for (int i = 0; i < 8; ++i) any |= IsSteep(c, first + i);
-      if (!any) continue;
-      NamedBarrier(kGradMainBarrier + group_, 128);
-      const bool valid = thread / 2 < work_.RowsOf(c);
-      LoadSteepChannels<Gate>(params_.args, thread, valid,
-                              KeyOffset(c, valid ? thread / 2 : 0) + first,
-                              channels);
-      NamedBarrier(kGradMainBarrier + group_, 128);
-      AccumulateGates(thread, channels);
-      NamedBarrier(kGradMainBarrier + group_, 128);
-      // The channels' elements are those of one warp's rows.
-      if (warp_ == first / 16 && IsSteep(c, first + lane_ / 4)) {
-        if (first / 8 % 2 == 0) {
-          AddChannel<0>(c, q, k);
-        } else {
-          AddChannel<1>(c, q, k);
-        }
-      }
-      __syncwarp();
-    }
-  }
-
-  template <int kRow>
-  __device__ void AddChannel(int c, float (&q)[32], float (&k)[32]) {
-    const SteepChannels& channels = shared_.steep[group_];
-    const float* const b = channels.b[lane_ / 4];
-    const __nv_bfloat16* const raw_q = channels.q[lane_ / 4];
-    const __nv_bfloat16* const raw_k = channels.k[lane_ / 4];
-    const uint8_t* const d_a = shared_.d_a[2 * c];
-    const float scale = params_.args.scale;
-    // In local memory, so that the usual path keeps its registers.
-    float values[16][2];
-#pragma unroll
-    for (int n = 0; n < 16; ++n) {
-      values[n][0] = q[n / 2 * 4 + kRow * 2 + n % 2];
-      values[n][1] = k[n / 2 * 4 + kRow * 2 + n % 2];
-    }
-#pragma unroll 1
-    for (int n = 0; n < 16; ++n) {
-      const int t = Token(n / 2 * 4 + n % 2);
-      const float q_value = values[n][0], k_value = values[n][1];
-      float from_keys = 0, from_queries = 0;
-#pragma unroll 1
-      for (int u = 0; u <= t; ++u) {
-        from_keys +=
-            Element(d_a, t, u) * __bfloat162float(raw_k[u]) * Exp2(b[t] - b[u]);
-      }
-#pragma unroll 1
-      for (int u = t; u < kChunk; ++u) {
-        from_queries +=
-            Element(d_a, u, t) * __bfloat162float(raw_q[u]) * Exp2(b[u] - b[t]);
-      }
-      from_queries *= scale;
-      __nv_bfloat16* const q_operand = ElementAt(gated_.q[c], t, Channel(kRow));
-      __nv_bfloat16* const k_operand = ElementAt(gated_.k[c], t, Channel(kRow));
-      const uint32_t term =
-          __float_as_uint(__bfloat162float(*q_operand) * q_value +
-                          scale * __bfloat162float(raw_q[t]) * from_keys -
-                          (__bfloat162float(*k_operand) * k_value +
-                           __bfloat162float(raw_k[t]) * from_queries));
-      *q_operand = __ushort_as_bfloat16(term >> 16);
-      *k_operand = __ushort_as_bfloat16(term & 0xffff);
-      values[n][0] = scale * (Exp2(b[t]) * q_value + from_keys);
-      values[n][1] = Exp2(b[kChunk - 1] - b[t]) * k_value + from_queries;
-    }
-#pragma unroll
-    for (int n = 0; n < 16; ++n) {
-      q[n / 2 * 4 + kRow * 2 + n % 2] = values[n][0];
-      k[n / 2 * 4 + kRow * 2 + n % 2] = values[n][1];
-    }
-  }
-
-  static __device__ float Element(const uint8_t* slab, int row, int column) {
-    return __bfloat162float(*reinterpret_cast<const __nv_bfloat16*>(
-        slab + SlabElement(row, column)));
-  }
-  static __device__ __nv_bfloat16* ElementAt(uint8_t* slab, int row,
-                                             int column) {
-    return reinterpret_cast<__nv_bfloat16*>(slab + SlabElement(row, column));
-  }
-
   const GradParams& params_;
   GradShared<C>& shared_;
   typename GradShared<C>::Gated& gated_;
-  const int group_, warp_, lane_;
+  const GradThread thread_;
   const uint32_t fragment_;  // this lane's place in 16 rows of a slab, as
                              // ldmatrix and stmatrix want it
   GradWork work_;

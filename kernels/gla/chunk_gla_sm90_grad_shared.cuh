@@ -48,6 +48,26 @@ struct GradWork {
   int h, slice;
 
   __device__ int RowsOf(int chunk) const { return rows - chunk * kChunk; }
+
+  // Offset of a token's first channel of the slice's slab `slab` in a
+  // [B, T, H, K] tensor.
+  template <typename C>
+  __device__ int64_t KeyOffset(int64_t H, int slab, int chunk,
+                               int token) const {
+    return ((row + chunk * kChunk + token) * H + h) * C::K +
+           (slice * C::kMains + slab) * 64;
+  }
+};
+
+// A thread of a main warpgroup, and what it has of a chunk's accumulators: rows
+// are channels, columns tokens.
+struct GradThread {
+  int group, warp, lane;
+
+  // The channels of its rows.
+  __device__ int Channel(int i) const { return warp * 16 + lane / 4 + 8 * i; }
+  // The token of element e, which is in row e / 2 % 2.
+  __device__ int Token(int e) const { return e / 4 * 8 + lane % 4 * 2 + e % 2; }
 };
 
 // A block's items, one after the other.
