@@ -50,8 +50,10 @@ __global__ void __launch_bounds__(C::kThreads, 1)
       BarrierInit(SharedAddress(&shared.full[s]), 1);
       BarrierInit(SharedAddress(&shared.empty[s]), 4 * (C::kMains + 1));
     }
-    BarrierInit(SharedAddress(&shared.raw_full), 1);
-    BarrierInit(SharedAddress(&shared.gated_full), 128);
+    for (int b = 0; b < C::kBuffers; ++b) {
+      BarrierInit(SharedAddress(&shared.raw_full[b]), 1);
+      BarrierInit(SharedAddress(&shared.gated_full[b]), 128);
+    }
     BarrierInit(SharedAddress(&shared.scored), 128);
     BarrierInit(SharedAddress(&shared.finished), 128 * C::kMains);
     BarrierInitFence();

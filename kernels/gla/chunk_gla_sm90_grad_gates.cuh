@@ -19,21 +19,21 @@ class GradGates {
 
   __device__ void Run() {
     GradItems<C> items;
-    bool more = items.Next(params_, &work_);
-    if (more) LoadRaw();
-    for (uint32_t parity = 0; more; parity ^= 1) {
-      BarrierWait(SharedAddress(&shared_.raw_full), parity);
-      if (warp_ < C::kMains * kSegmentChunks) Gate(warp_ / 2, warp_ % 2);
-      FenceAsyncProxy();
-      BarrierArrive(SharedAddress(&shared_.gated_full));
-      BarrierWait(SharedAddress(&shared_.finished), parity);
-      if (work_.rows == kSegment) {
-        StoreSegment();
-      } else {
-        StoreRows();
+    int count = 0;  // items whose loads have started
+    const auto load_next = [this, &items, &count] {
+      if (!items.Next(params_, &works_[count % C::kBuffers])) return;
+      LoadRaw(count % C::kBuffers);
+      ++count;
+    };
+    for (int b = 0; b < C::kBuffers; ++b) load_next();
+    int gated = 0;
+    for (int n = 0; n < count; ++n) {
+      for (; gated < count && gated < n + C::kBuffers; ++gated) {
+        GateItem(gated);
       }
-      more = items.Next(params_, &work_);
-      if (more) LoadRaw();
+      BarrierWait(SharedAddress(&shared_.finished), n & 1);
+      Store(n % C::kBuffers);
+      load_next();
     }
   }
 
@@ -41,24 +41,28 @@ class GradGates {
   using GateT = typename C::Gate;
   static constexpr bool kGatesInSlab = sizeof(GateT) == 2;
 
+  static constexpr int kUnitWarps = 2 / C::kMains;  // that gate a chunk's slab
+  static constexpr int kRows = kChunk / 4 / kUnitWarps;  // of a lane
+
   __device__ bool IsLoader() const { return warp_ == 0 && lane_ == 0; }
   // The first channel of a slab in a row of H K.
-  __device__ int Column(int slab) const {
-    return work_.h * C::K + (work_.slice * C::kMains + slab) * 64;
+  static __device__ int Column(const GradWork& work, int slab) {
+    return work.h * C::K + (work.slice * C::kMains + slab) * 64;
   }
 
   // q, k and 16-bit gates, each in the place of what is made of it.
-  __device__ void LoadRaw() {
+  __device__ void LoadRaw(int buffer) {
     if (!IsLoader()) return;
-    const uint32_t full = SharedAddress(&shared_.raw_full);
+    const GradWork& work = works_[buffer];
+    const uint32_t full = SharedAddress(&shared_.raw_full[buffer]);
     constexpr int kTensors = kGatesInSlab ? 3 : 2;
     BarrierArriveExpect(full,
                         C::kMains * kSegmentChunks * kTensors * kSlabBytes);
     for (int slab = 0; slab < C::kMains; ++slab) {
-      auto& gated = shared_.gated[slab];
-      const int column = Column(slab);
+      auto& gated = shared_.gated[buffer][slab];
+      const int column = Column(work, slab);
       for (int c = 0; c < kSegmentChunks; ++c) {
-        const int row = work_.row + c * kChunk;
+        const int row = work.row + c * kChunk;
         TensorLoad(SharedAddress(gated.q[c]), &params_.q, column, row, full);
         TensorLoad(SharedAddress(gated.k[c]), &params_.k, column, row, full);
         if (kGatesInSlab) {
@@ -68,23 +72,48 @@ class GradGates {
     }
   }
 
-  // A warp gates a chunk of 64 channels, a lane 16 rows of it.
-  __device__ void Gate(int slab, int c) {
-    constexpr int kRows = kChunk / 4;
-    auto& gated = shared_.gated[slab];
-    const int first = lane_ / 8 * kRows, piece = lane_ % 8;
-    const int rows = work_.RowsOf(c);
+  // Item n: kUnitWarps warps gate a chunk of 64 channels.
+  __device__ void GateItem(int n) {
+    const int buffer = n % C::kBuffers;
+    BarrierWait(SharedAddress(&shared_.raw_full[buffer]), n / C::kBuffers & 1);
+    const int unit = warp_ / kUnitWarps;
+    Gate(works_[buffer], buffer, unit / 2, unit % 2);
+    FenceAsyncProxy();
+    BarrierArrive(SharedAddress(&shared_.gated_full[buffer]));
+  }
+
+  __device__ void Gate(const GradWork& work, int buffer, int slab, int c) {
+    auto& gated = shared_.gated[buffer][slab];
+    const int part = warp_ % kUnitWarps, piece = lane_ % 8;
+    const int first = (part * 4 + lane_ / 8) * kRows;
+    const int rows = work.RowsOf(c);
+    // A lane's rows' gates, or zero where there is no row.
+    const auto gates = [&](int row) -> RawGates<GateT> {
+      if (row >= rows) return {};
+      if constexpr (kGatesInSlab) {
+        return {*PieceAt(gated.b[c], row)};
+      } else {
+        const int64_t offset =
+            (work.row + c * kChunk + row) * (params_.args.shape.H * C::K) +
+            Column(work, slab) + 8 * piece;
+        return *reinterpret_cast<const RawGates<float>*>(
+            static_cast<const float*>(params_.args.g) + offset);
+      }
+    };
     Gates b = {}, all;
 #pragma unroll 1
     for (int r = first; r < first + kRows; r += 4) {
       RawGates<GateT> g[4];
 #pragma unroll
-      for (int i = 0; i < 4; ++i) g[i] = LoadGates(slab, c, r + i);
+      for (int i = 0; i < 4; ++i) g[i] = gates(r + i);
 #pragma unroll
       for (int i = 0; i < 4; ++i) AddGates(g[i], b);
     }
     SumRowGroups(b, b, all);
-    if (lane_ < 8) StoreSums(all, &shared_.log_decay[c][slab * 64 + 8 * piece]);
+    if constexpr (kUnitWarps == 2) AddOtherHalf(c, part, b, all);
+    if (part == 0 && lane_ < 8) {
+      StoreSums(all, &shared_.log_decay[buffer][c][slab * 64 + 8 * piece]);
+    }
     bool any = false;
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
@@ -92,14 +121,15 @@ class GradGates {
       all[i] = KeyShift(all[i]);
     }
     any = __any_sync(0xffffffff, any);
-    if (lane_ == 0) shared_.any_steep[slab][c] = any;
+    if (part == 0 && lane_ == 0) shared_.any_steep[buffer][slab][c] = any;
+    constexpr int kBatch = 2;  // rows whose loads are issued together
 #pragma unroll 1
     for (int r = first; r < first + kRows; r += kBatch) {
       RawGates<GateT> g[kBatch];
       uint4 q[kBatch], k[kBatch];
 #pragma unroll
       for (int i = 0; i < kBatch; ++i) {
-        g[i] = LoadGates(slab, c, r + i);
+        g[i] = gates(r + i);
         q[i] = *PieceAt(gated.q[c], r + i);
         k[i] = *PieceAt(gated.k[c], r + i);
       }
@@ -114,20 +144,20 @@ class GradGates {
     }
   }
 
-  static constexpr int kBatch = 2;  // rows whose loads are issued together
-
-  // Zero where there is no row.
-  __device__ RawGates<GateT> LoadGates(int slab, int c, int row) {
-    if (row >= work_.RowsOf(c)) return {};
-    if constexpr (kGatesInSlab) {
-      return {*PieceAt(shared_.gated[slab].b[c], row)};
-    } else {
-      const int64_t offset =
-          (work_.row + c * kChunk + row) * (params_.args.shape.H * C::K) +
-          Column(slab) + lane_ % 8 * 8;
-      return *reinterpret_cast<const RawGates<float>*>(
-          static_cast<const float*>(params_.args.g) + offset);
+  // From sums within half a chunk to sums within all of it.
+  __device__ void AddOtherHalf(int c, int part, Gates& before, Gates& all) {
+    float(*const totals)[64] = shared_.totals[c];
+    if (lane_ < 8) StoreSums(all, &totals[part][8 * lane_]);
+    NamedBarrier(kGradGateBarrier, 128);
+    Gates first;
+    LoadSums(&totals[0][lane_ % 8 * 8], first);
+    LoadSums(&totals[1][lane_ % 8 * 8], all);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      if (part == 1) before[i] += first[i];
+      all[i] += first[i];
     }
+    NamedBarrier(kGradGateBarrier, 128);  // All have read.
   }
 
   __device__ uint4* PieceAt(uint8_t (&slab)[kSlabBytes], int row) const {
@@ -146,17 +176,27 @@ class GradGates {
     return {pair(0), pair(2), pair(4), pair(6)};
   }
 
-  __device__ void StoreSegment() {
+  // The gradients that are in a buffer.
+  __device__ void Store(int buffer) {
+    if (works_[buffer].rows == kSegment) {
+      StoreSegment(buffer);
+    } else {
+      StoreRows(buffer);
+    }
+  }
+
+  __device__ void StoreSegment(int buffer) {
     if (!IsLoader()) return;
+    const GradWork& work = works_[buffer];
     for (int slab = 0; slab < C::kMains; ++slab) {
-      auto& gated = shared_.gated[slab];
+      auto& gated = shared_.gated[buffer][slab];
+      const int column = Column(work, slab);
       for (int c = 0; c < kSegmentChunks; ++c) {
-        const int row = work_.row + c * kChunk;
-        TensorStore(&params_.dq, Column(slab), row, SharedAddress(gated.q[c]));
-        TensorStore(&params_.dk, Column(slab), row, SharedAddress(gated.k[c]));
+        const int row = work.row + c * kChunk;
+        TensorStore(&params_.dq, column, row, SharedAddress(gated.q[c]));
+        TensorStore(&params_.dk, column, row, SharedAddress(gated.k[c]));
         if (kGatesInSlab) {
-          TensorStore(&params_.d_g, Column(slab), row,
-                      SharedAddress(gated.b[c]));
+          TensorStore(&params_.d_g, column, row, SharedAddress(gated.b[c]));
         }
       }
     }
@@ -165,15 +205,16 @@ class GradGates {
   }
 
   // Of a sequence's last segment, only its own rows: eight threads a row.
-  __device__ void StoreRows() {
+  __device__ void StoreRows(int buffer) {
+    const GradWork& work = works_[buffer];
     const int piece = lane_ % 8;
     for (int slab = 0; slab < C::kMains; ++slab) {
-      const auto& gated = shared_.gated[slab];
-      for (int r = warp_ * 4 + lane_ / 8; r < work_.rows; r += 16) {
+      const auto& gated = shared_.gated[buffer][slab];
+      for (int r = warp_ * 4 + lane_ / 8; r < work.rows; r += 16) {
         const int c = r / kChunk;
         const uint32_t place = SlabOffset(r % kChunk, piece);
-        const int64_t offset = (work_.row + r) * (params_.args.shape.H * C::K) +
-                               Column(slab) + piece * 8;
+        const int64_t offset = (work.row + r) * (params_.args.shape.H * C::K) +
+                               Column(work, slab) + piece * 8;
         const auto store = [place, offset](void* tensor, const uint8_t* from) {
           *reinterpret_cast<uint4*>(static_cast<__nv_bfloat16*>(tensor) +
                                     offset) =
@@ -190,7 +231,7 @@ class GradGates {
 
   const GradParams& params_;
   GradShared<C>& shared_;
-  GradWork work_;
+  GradWork works_[C::kBuffers];  // of what is in the buffers
   const int warp_, lane_;
 };
 

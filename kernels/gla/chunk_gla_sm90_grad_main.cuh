@@ -16,19 +16,19 @@ class GradMain {
                       int group)
       : params_(params),
         shared_(shared),
-        gated_(shared.gated[group]),
         thread_{group, WarpOfGroup(), static_cast<int>(threadIdx.x % 32)},
         fragment_(SlabOffset((thread_.lane & 7) + ((thread_.lane >> 4) << 3),
                              2 * thread_.warp + ((thread_.lane >> 3) & 1))) {}
 
   __device__ void Run() {
     GradItems<C> items;
-    for (uint32_t parity = 0; items.Next(params_, &work_); parity ^= 1) {
+    for (int n = 0; items.Next(params_, &work_); ++n) {
       float q[2][32] = {}, k[2][32] = {};
       float flow[2];
       StateProducts(q, k, flow);
-      BarrierWait(SharedAddress(&shared_.gated_full), parity);
-      BarrierWait(SharedAddress(&shared_.scored), parity);
+      BarrierWait(SharedAddress(&shared_.gated_full[work_.buffer]),
+                  n / C::kBuffers & 1);
+      BarrierWait(SharedAddress(&shared_.scored), n & 1);
       Decay decay[2];
       LoadDecay(0, decay[0]);
       LoadDecay(1, decay[1]);
@@ -49,6 +49,12 @@ class GradMain {
   using Gate = typename C::Gate;
   static constexpr Contract kRows = Contract::kAlongRows;
   static constexpr Contract kColumns = Contract::kAlongColumns;
+  static constexpr int kNextSlab = kSlabBytes >> 4;  // in a descriptor
+
+  // The operands of this warpgroup's channels.
+  __device__ typename GradShared<C>::Gated& Gated() const {
+    return shared_.gated[work_.buffer][thread_.group];
+  }
 
   // Of this thread's two channels in a chunk.
   struct Decay {
@@ -60,8 +66,8 @@ class GradMain {
   __device__ void LoadDecay(int c, Decay& decay) const {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const float log =
-          shared_.log_decay[c][thread_.group * 64 + thread_.Channel(i)];
+      const float log = shared_.log_decay[work_.buffer][c][thread_.group * 64 +
+                                                           thread_.Channel(i)];
       const float all = Exp2(log);
       const bool steep = IsSteep(log);
       decay.all[i] = all;
@@ -122,8 +128,10 @@ class GradMain {
     WgmmaFence();
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      Wgmma<kRows, kColumns>(d[0], d[1], StepDescriptor<kRows>(state, i),
-                             StepDescriptor<kColumns>(rows, i), true);
+      const uint64_t a = StepDescriptor<kRows>(state, i);
+      Wgmma<kRows, kColumns>(d[0], a, StepDescriptor<kColumns>(rows, i), true);
+      Wgmma<kRows, kColumns>(
+          d[1], a, StepDescriptor<kColumns>(rows + kNextSlab, i), true);
     }
     WgmmaCommit();
   }
@@ -177,8 +185,8 @@ class GradMain {
                          float (&k)[2][32], float (&flow)[2]) {
     // If there is no chunk 1, D has been scaled for chunk 0.
     const bool both = work_.rows > kChunk;
-    if (shared_.any_steep[thread_.group][0]) Scale(q[1], decay[0].mid);
-    if (shared_.any_steep[thread_.group][1]) Scale(k[0], decay[1].mid);
+    Scale(q[1], decay[0].mid);
+    Scale(k[0], decay[1].mid);
     float early[2], late[2], key_edge[2];
     KeyFlow(0, k[0], early);
     KeyFlow(1, k[1], late);
@@ -189,21 +197,20 @@ class GradMain {
       flow[i] += key_edge[i] * early[i] + late[i];
     }
     const uint64_t d_a = SlabDescriptor(SharedAddress(shared_.d_a));
-    constexpr int kNextSlab = kSlabBytes >> 4;  // in a descriptor
     StartProducts(q, k);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      Wgmma<kRows, kColumns>(q[0], Operand(gated_.k[0], i),
+      Wgmma<kRows, kColumns>(q[0], Operand(Gated().k[0], i),
                              StepDescriptor<kColumns>(d_a, i), true);
-      Wgmma<kRows, kColumns>(q[1], Operand(gated_.k[0], i),
+      Wgmma<kRows, kColumns>(q[1], Operand(Gated().k[0], i),
                              StepDescriptor<kColumns>(d_a + kNextSlab, i),
                              true);
     }
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      Wgmma<kRows, kRows>(k[0], Operand(gated_.q[1], i),
+      Wgmma<kRows, kRows>(k[0], Operand(Gated().q[1], i),
                           StepDescriptor<kRows>(d_a + kNextSlab, i), true);
-      Wgmma<kRows, kRows>(k[1], Operand(gated_.q[1], i),
+      Wgmma<kRows, kRows>(k[1], Operand(Gated().q[1], i),
                           StepDescriptor<kRows>(d_a + 2 * kNextSlab, i), true);
     }
     EndProducts(q, k);
@@ -212,13 +219,13 @@ class GradMain {
     StartProducts(q, k);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      Wgmma<kRows, kColumns>(q[1], Operand(gated_.k[1], i),
+      Wgmma<kRows, kColumns>(q[1], Operand(Gated().k[1], i),
                              StepDescriptor<kColumns>(d_a + 2 * kNextSlab, i),
                              true);
     }
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      Wgmma<kRows, kRows>(k[0], Operand(gated_.q[0], i),
+      Wgmma<kRows, kRows>(k[0], Operand(Gated().q[0], i),
                           StepDescriptor<kRows>(d_a, i), true);
     }
     EndProducts(q, k);
@@ -254,7 +261,7 @@ class GradMain {
 #pragma unroll
     for (int s = 0; s < 4; ++s) {
       uint32_t x[4];
-      LoadMatrixTransposed(SharedAddress(gated_.k[c]) + fragment_ + 2048 * s,
+      LoadMatrixTransposed(SharedAddress(Gated().k[c]) + fragment_ + 2048 * s,
                            x);
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
@@ -277,7 +284,7 @@ class GradMain {
   __device__ void Finish(int c, float (&q)[32], float (&k)[32],
                          float (&flow)[2]) {
     const int rows = work_.RowsOf(c);
-    const bool any_steep = shared_.any_steep[thread_.group][c];
+    const bool any_steep = shared_.any_steep[work_.buffer][thread_.group][c];
     bool steep[2] = {false, false};
     if (any_steep) {
       const GradSteep<C> channels(params_.args, shared_, work_, thread_);
@@ -285,9 +292,9 @@ class GradMain {
       steep[0] = channels.IsSteep(c, thread_.Channel(0));
       steep[1] = channels.IsSteep(c, thread_.Channel(1));
     }
-    const uint32_t q_slab = SharedAddress(gated_.q[c]) + fragment_;
-    const uint32_t k_slab = SharedAddress(gated_.k[c]) + fragment_;
-    const uint32_t b_slab = SharedAddress(gated_.b[c]) + fragment_;
+    const uint32_t q_slab = SharedAddress(Gated().q[c]) + fragment_;
+    const uint32_t k_slab = SharedAddress(Gated().k[c]) + fragment_;
+    const uint32_t b_slab = SharedAddress(Gated().b[c]) + fragment_;
 #pragma unroll
     for (int s = 0; s < 4; ++s) {
       uint32_t x[4], y[4], b[4];
@@ -395,7 +402,6 @@ class GradMain {
 
   const GradParams& params_;
   GradShared<C>& shared_;
-  typename GradShared<C>::Gated& gated_;
   const GradThread thread_;
   const uint32_t fragment_;  // this lane's place in 16 rows of a slab, as
                              // ldmatrix and stmatrix want it

@@ -17,6 +17,7 @@ struct GradConfig {
   static constexpr int V = kV;
   using Gate = GateT;
   static constexpr int kMains = K >= 128 ? 2 : 1;  // main warpgroups
+  static constexpr int kBuffers = 3 - kMains;      // of gated operands
   static constexpr int kSlices = K / (64 * kMains);
   static constexpr int kSteps = V / 64;
   static constexpr int kStages = 3;
@@ -46,6 +47,7 @@ struct GradWork {
   int rows;     // 1 .. kSegment
   int64_t slot;
   int h, slice;
+  int buffer;  // that its operands are in
 
   __device__ int RowsOf(int chunk) const { return rows - chunk * kChunk; }
 
@@ -80,7 +82,9 @@ class GradItems {
     while (item_ < params.items) {
       const int item = item_;
       item_ += gridDim.x;
-      if (Find(params.args, item, work)) return true;
+      if (!Find(params.args, item, work)) continue;
+      work->buffer = count_++ % C::kBuffers;
+      return true;
     }
     return false;
   }
@@ -111,6 +115,7 @@ class GradItems {
   }
 
   int item_;
+  int count_ = 0;  // of items found
 };
 
 // A half step (GradShared::Stage) of a block's items.
@@ -143,17 +148,18 @@ struct GradShared {
     uint8_t rows[kSegmentChunks][kSlabBytes];
     uint8_t state[C::kMains][kSlabBytes];
   };
-  Gated gated[C::kMains];
-  // dA of chunks (0, 0), (1, 0), (1, 1), rows are queries: products take two
-  // neighbours at once.
+  Gated gated[C::kBuffers][C::kMains];
+  // dA of chunks (0, 0), (1, 0), (1, 1), rows are queries.
   uint8_t d_a[3][kSlabBytes];
   Stage stage[C::kStages];
-  float log_decay[kSegmentChunks][C::kMains * 64];  // B
-  int32_t any_steep[C::kMains][kSegmentChunks];
+  float log_decay[C::kBuffers][kSegmentChunks][C::kMains * 64];  // B
+  float totals[kSegmentChunks][2][64];  // gates of half chunks added up
+  int32_t any_steep[C::kBuffers][C::kMains][kSegmentChunks];
   SteepChannels steep[C::kMains];
   uint64_t full[C::kStages];
   uint64_t empty[C::kStages];
-  uint64_t raw_full, gated_full, scored, finished;
+  uint64_t raw_full[C::kBuffers], gated_full[C::kBuffers];
+  uint64_t scored, finished;
   GradCursor<C> loads;  // of the thread that loads stages
 };
 

@@ -20,7 +20,7 @@ class GradSteep {
 
   __device__ bool IsSteep(int c, int channel) const {
     return internal::IsSteep(
-        shared_.log_decay[c][thread_.group * 64 + channel]);
+        shared_.log_decay[work_.buffer][c][thread_.group * 64 + channel]);
   }
 
   // Of a chunk, dq~ in q and dk^ in k.
@@ -88,7 +88,7 @@ class GradSteep {
             Element(d_a, u, t) * __bfloat162float(raw_q[u]) * Exp2(b[u] - b[t]);
       }
       from_queries *= scale;
-      auto& gated = shared_.gated[thread_.group];
+      auto& gated = shared_.gated[work_.buffer][thread_.group];
       __nv_bfloat16* const q_operand =
           ElementAt(gated.q[c], t, thread_.Channel(kRow));
       __nv_bfloat16* const k_operand =
