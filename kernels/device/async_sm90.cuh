@@ -111,6 +111,27 @@ __device__ inline void BulkLoad(uint32_t to, const void* from, uint32_t bytes,
       : "memory");
 }
 
+// The same to the same place in every block of the cluster that is in `blocks`,
+// a bit each; counted on the barrier at the same address of each.
+__device__ inline void BulkLoadMulticast(uint32_t to, const void* from,
+                                         uint32_t bytes, uint32_t barrier,
+                                         uint16_t blocks) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes"
+      ".multicast::cluster [%0], [%1], %2, [%3], %4;" ::"r"(to),
+      "l"(from), "r"(bytes), "r"(barrier), "h"(blocks)
+      : "memory");
+}
+
+// Starts a copy of `bytes` (a multiple of 16) to global memory, in the group of
+// this thread's stores that TensorStoreCommit closes.
+__device__ inline void BulkStore(void* to, uint32_t from, uint32_t bytes) {
+  asm volatile(
+      "cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(to),
+      "r"(from), "r"(bytes)
+      : "memory");
+}
+
 // --- Tensor copies (TMA) ----------------------------------------------------
 
 // Starts the load of a tensor map's box whose first element is (column, row);
@@ -136,9 +157,11 @@ __device__ inline void TensorStore(const CUtensorMap* map, int column, int row,
 __device__ inline void TensorStoreCommit() {
   asm volatile("cp.async.bulk.commit_group;" ::: "memory");
 }
-// Waits until all this thread's stores have read their shared memory.
+// Waits until this thread's stores have read their shared memory, but for those
+// of the last kPending groups.
+template <int kPending = 0>
 __device__ inline void TensorStoreWaitRead() {
-  asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
+  asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(kPending) : "memory");
 }
 // Waits until all this thread's stores are done.
 __device__ inline void TensorStoreWait() {

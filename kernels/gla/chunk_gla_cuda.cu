@@ -34,6 +34,10 @@ void TakePieces(const ChunkGlaShape& s, WorkspaceLayout* layout,
   scan->piece_decays = layout->Take<float>(keys);
 }
 
+int64_t StateBytes(const ChunkGlaShape& s) {
+  return StateElements(s) * sizeof(__nv_bfloat16);
+}
+
 // A pass over the sequences, in one piece each or in several.
 cudaError_t Scan(const ScanArgs& args, bool reverse, cudaStream_t stream) {
   const auto scan = reverse ? ScanReverse : ScanForward;
@@ -63,10 +67,30 @@ BwdWorkspace LayOutBwd(const ChunkGlaShape& s, void* base) {
   return w;
 }
 
-cudaError_t TunedFwd(const ChunkGlaFwdCudaArgs& args, cudaStream_t stream) {
-  WorkspaceLayout layout(args.workspace);
+struct FwdWorkspace {
   ScanArgs scan;
-  TakePieces(args.shape, &layout, &scan);
+  void* operands;
+  int64_t bytes;
+};
+
+FwdWorkspace LayOutFwd(const ChunkGlaShape& s, void* base) {
+  WorkspaceLayout layout(base);
+  FwdWorkspace w;
+  TakePieces(s, &layout, &w.scan);
+  w.operands = layout.Take<uint8_t>(OperandBytes(s));
+  w.bytes = layout.bytes();
+  return w;
+}
+
+// Saved are the states of the forward pass and, behind them, the operands.
+void* SavedOperands(const ChunkGlaShape& s, const void* saved) {
+  return const_cast<uint8_t*>(static_cast<const uint8_t*>(saved)) +
+         StateBytes(s);
+}
+
+cudaError_t TunedFwd(const ChunkGlaFwdCudaArgs& args, cudaStream_t stream) {
+  const FwdWorkspace w = LayOutFwd(args.shape, args.workspace);
+  ScanArgs scan = w.scan;
   scan.shape = args.shape;
   scan.scale = args.scale;
   scan.q = static_cast<const __nv_bfloat16*>(args.q);
@@ -78,6 +102,20 @@ cudaError_t TunedFwd(const ChunkGlaFwdCudaArgs& args, cudaStream_t stream) {
   scan.initial_state = args.initial_state;
   scan.final_state = args.final_state;
   scan.segment_states = static_cast<__nv_bfloat16*>(args.saved);
+  if (OperandBytes(args.shape) > 0) {
+    void* const operands = args.saved != nullptr
+                               ? SavedOperands(args.shape, args.saved)
+                               : w.operands;
+    scan.operands = operands;
+    const OperandArgs gate = {.shape = args.shape,
+                              .scale = args.scale,
+                              .q = scan.q,
+                              .k = scan.k,
+                              .g = scan.g,
+                              .cu_seqlens = args.cu_seqlens,
+                              .operands = operands};
+    if (cudaError_t error = GateChunks(gate, stream)) return error;
+  }
   return Scan(scan, /*reverse=*/false, stream);
 }
 
@@ -88,6 +126,7 @@ cudaError_t TunedBwd(const ChunkGlaBwdCudaArgs& args, cudaStream_t stream) {
   w.scan.q = static_cast<const __nv_bfloat16*>(args.q);
   w.scan.k = static_cast<const __nv_bfloat16*>(args.k);
   w.scan.g = args.g;
+  w.scan.operands = SavedOperands(args.shape, args.saved);
   w.scan.x = static_cast<const __nv_bfloat16*>(args.d_o);
   w.scan.y = static_cast<__nv_bfloat16*>(args.dv);
   w.scan.cu_seqlens = args.cu_seqlens;
@@ -113,22 +152,34 @@ cudaError_t TunedBwd(const ChunkGlaBwdCudaArgs& args, cudaStream_t stream) {
   return SegmentGradients(grad, stream);
 }
 
-// before[p + 1] = decay[p] before[p] + end[p], one thread per state element.
+// before[p + 1] = decay[p] before[p] + end[p]. A thread has four elements of a
+// state: channels k and k + 1 of values v and v + 8.
 __global__ void ChainKernel(float* states, const float* decays,
                             const float* initial_state, int64_t heads,
                             int pieces, int K, int V, bool reverse) {
   const int64_t index = blockIdx.x * int64_t{blockDim.x} + threadIdx.x;
-  const int64_t elements = int64_t{K} * V;
-  if (index >= heads * elements) return;
-  const int64_t head = index / elements;
-  const int64_t element = index % elements;
-  float before = initial_state != nullptr ? initial_state[index] : 0;
+  const int quads = K * V / 4;
+  if (index >= heads * quads) return;
+  const int64_t head = index / quads;
+  const int quad = index % quads;
+  const int thread = quad % 128, columns = quad / 128 % (K / 8);
+  const int k = columns * 8 + thread % 4 * 2;
+  const int v = quad / (16 * K) * 64 + thread / 32 * 16 + thread % 32 / 4;
+  float4 before = {};
+  if (initial_state != nullptr) {
+    const float* const from = initial_state + head * K * V;
+    before = {from[k * V + v], from[(k + 1) * V + v], from[k * V + v + 8],
+              from[(k + 1) * V + v + 8]};
+  }
   for (int i = 0; i < pieces; ++i) {
     const int64_t p = head * pieces + (reverse ? pieces - 1 - i : i);
-    float& state = states[p * elements + element];
-    const float end = state;
+    float4& state = reinterpret_cast<float4*>(states)[p * quads + quad];
+    const float4 end = state;
     state = before;
-    before = decays[p * K + element / V] * before + end;
+    const float2 decay =
+        reinterpret_cast<const float2*>(decays)[(p * K + k) / 2];
+    before = {decay.x * before.x + end.x, decay.y * before.y + end.y,
+              decay.x * before.z + end.z, decay.y * before.w + end.w};
   }
 }
 
@@ -151,7 +202,7 @@ cudaError_t ChainPieces(const ScanArgs& args, bool reverse,
   constexpr int kThreads = 256;
   const ChunkGlaShape& s = args.shape;
   const int64_t heads = s.N * s.H;
-  const int64_t blocks = CeilDiv(heads * s.K * s.V, kThreads);
+  const int64_t blocks = CeilDiv(heads * s.K * s.V / 4, kThreads);
   ChainKernel<<<blocks, kThreads, 0, stream>>>(
       args.piece_states, args.piece_decays, args.initial_state, heads,
       args.pieces, s.K, s.V, reverse);
@@ -164,15 +215,12 @@ using internal::HasTunedShape;
 
 int64_t ChunkGlaSavedBytes(const ChunkGlaShape& shape) {
   if (!HasTunedShape(shape)) return 0;
-  return internal::StateElements(shape) * sizeof(__nv_bfloat16);
+  return internal::StateBytes(shape) + internal::OperandBytes(shape);
 }
 
 int64_t ChunkGlaFwdWorkspaceBytes(const ChunkGlaShape& shape) {
   if (!HasTunedShape(shape)) return internal::GeneralFwdWorkspaceBytes(shape);
-  internal::WorkspaceLayout layout(nullptr);
-  internal::ScanArgs scan;
-  internal::TakePieces(shape, &layout, &scan);
-  return layout.bytes();
+  return internal::LayOutFwd(shape, nullptr).bytes;
 }
 
 int64_t ChunkGlaBwdWorkspaceBytes(const ChunkGlaShape& shape) {

@@ -27,6 +27,25 @@ inline constexpr float kMaxLog2Decay = 86;  // 59.6 nats
 inline constexpr float kLog2E = 1.4426950408889634f;
 inline constexpr float kMinLogGate = -120;  // e^-120 is 0 in float32
 
+// e^B and 1, or 1 and e^B, of a slab's 64 channels, in the order of accumulator
+// columns: channel 8 j + 2 i + e is [i][2 j + e]. Copied as a whole.
+struct alignas(16) SlabDecay {
+  float edge[4][20];
+  float mid[4][20];
+  int32_t any_steep;
+  int32_t unused[3];
+};
+
+// What the state pass needs of a chunk of a head, as slabs in the form in which
+// they lie in shared memory.
+template <int K>
+struct alignas(128) ChunkOperands {
+  uint8_t q[K / 64][kSlabBytes];  // q~; rows are tokens, columns 64 channels
+  uint8_t k[K / 64][kSlabBytes];  // k^
+  uint8_t scores[kSlabBytes];     // rows are queries, columns keys; masked
+  SlabDecay decay[K / 64];
+};
+
 // Rows of one sequence: [first, first + length) of the B T rows.
 struct SequenceRows {
   int64_t first;
@@ -47,6 +66,33 @@ __device__ inline int64_t FirstSegment(const int32_t* cu_seqlens, int64_t T,
                                        int n) {
   if (cu_seqlens == nullptr) return n * ((T + kSegment - 1) / kSegment);
   return cu_seqlens[n] / kSegment + n;
+}
+
+// Which sequence a segment's slot belongs to: the last one whose first segment
+// is not after it. The slot may be one that no segment uses.
+__device__ inline int FindSequenceOfSegment(const int32_t* cu_seqlens,
+                                            int64_t T, int64_t N,
+                                            int64_t slot) {
+  int low = 0, high = N - 1;
+  while (low < high) {
+    const int middle = (low + high + 1) / 2;
+    if (FirstSegment(cu_seqlens, T, middle) <= slot) {
+      low = middle;
+    } else {
+      high = middle - 1;
+    }
+  }
+  return low;
+}
+
+// A row of a 64-column accumulator, rounded, to a slab in global memory: a
+// thread's word m is columns 8 (first + m) + 2 (lane % 4) + {0, 1}.
+__device__ inline void StoreRowWords(uint8_t* slab, int row, int first,
+                                     uint32_t (&words)[4]) {
+  TransposeQuad(words);
+  *reinterpret_cast<uint4*>(
+      slab + SlabOffset(row, first + static_cast<int>(threadIdx.x % 4))) =
+      make_uint4(words[0], words[1], words[2], words[3]);
 }
 
 __device__ inline float Exp2(float x) {

@@ -29,6 +29,21 @@ int64_t SegmentSlots(const ChunkGlaShape& shape);
 // A stored state is bf16, [slot][H][K / 64][V / 64] slabs (wgmma_sm90.cuh, as
 // they lie in shared memory) whose rows are 64 values and columns 64 channels.
 
+// What the passes below need of every chunk: gated operands and scores,
+// [2 SegmentSlots][H] of ChunkOperands (chunk_gla_sm90.cuh). For K = 256.
+struct OperandArgs {
+  ChunkGlaShape shape;
+  float scale;
+  const __nv_bfloat16 *q, *k;  // [B, T, H, K]
+  const void* g;               // [B, T, H, K]
+  const int32_t* cu_seqlens;
+  void* operands;  // at a multiple of 128 bytes
+};
+cudaError_t GateChunks(const OperandArgs& args, cudaStream_t stream);
+
+// Bytes of `operands`; 0 where the passes gate by themselves.
+int64_t OperandBytes(const ChunkGlaShape& shape);
+
 // One pass of the state over each sequence, forward or backward in time.
 //   forward: y = o,  from x = v;    state = S
 //   reverse: y = dv, from x = d_o;  state = dS
@@ -39,6 +54,7 @@ struct ScanArgs {
   float scale;
   const __nv_bfloat16 *q, *k;  // [B, T, H, K]
   const void* g;               // [B, T, H, K]
+  const void* operands;        // from GateChunks; null unless OperandBytes
   const __nv_bfloat16* x;      // [B, T, H, V]
   __nv_bfloat16* y;            // [B, T, H, V]; null: only the states
   const int32_t* cu_seqlens;
@@ -50,9 +66,11 @@ struct ScanArgs {
   // segment. Reverse: dS after it, times `edge` (chunk_gla_sm90.cuh) of the
   // segment's last chunk, as that chunk's dv and dk need it.
   __nv_bfloat16* segment_states;
-  // With pieces > 1: [N, H, pieces, K, V] and [N, H, pieces, K]. When y is null
-  // the pass starts every piece from zero and writes its end state and decay;
-  // otherwise it reads the state before each piece.
+  // With pieces > 1: [N, H, pieces, V / 64, K / 64, 8, 128, 4], in the order in
+  // which a state warpgroup's threads hold it (wgmma_sm90.cuh; rows are values,
+  // columns channels), and [N, H, pieces, K]. When y is null the pass starts
+  // every piece from zero and writes its end state and decay; otherwise it reads
+  // the state before each piece.
   int pieces = 1;
   float* piece_states = nullptr;
   float* piece_decays = nullptr;

@@ -1,6 +1,6 @@
 // Gating of 64 channels by whole warps, for the tuned chunk kernels: a lane has
-// eight neighbouring channels, 16 bytes of bf16, and lanes 8 r .. 8 r + 7 a
-// row. Gates are logs, in powers of two.
+// kChannels neighbouring channels, 4 or 8, and the lanes of a warp that many
+// rows. Gates are logs, in powers of two.
 #ifndef GLA_KERNELS_GLA_CHUNK_GLA_SM90_GATING_CUH_
 #define GLA_KERNELS_GLA_CHUNK_GLA_SM90_GATING_CUH_
 
@@ -8,88 +8,161 @@
 
 namespace gla::internal {
 
-using Gates = float[8];
-
-// Eight log gates as they lie in memory, at a 16-byte address.
-template <typename Gate>
-struct RawGates;
-template <>
-struct RawGates<__nv_bfloat16> {
-  uint4 pairs;
+// Neighbouring channels of a row as they lie in memory.
+template <int kChannels>
+struct alignas(2 * kChannels) Bf16Piece {
+  uint32_t pairs[kChannels / 2];
 };
-template <>
-struct RawGates<float> {
-  float4 low, high;
+template <typename Gate, int kChannels>
+struct RawGates;
+template <int kChannels>
+struct RawGates<__nv_bfloat16, kChannels> : Bf16Piece<kChannels> {};
+template <int kChannels>
+struct alignas(16) RawGates<float, kChannels> {
+  float gates[kChannels];
 };
 
 // Adds a row's gates.
-__device__ inline void AddGates(const RawGates<__nv_bfloat16>& g, Gates& sum) {
-  const uint32_t pairs[4] = {g.pairs.x, g.pairs.y, g.pairs.z, g.pairs.w};
+template <int kChannels>
+__device__ inline void AddGates(const RawGates<__nv_bfloat16, kChannels>& g,
+                                float (&sum)[kChannels]) {
   const __nv_bfloat162 least = __float2bfloat162_rn(kMinLogGate);
 #pragma unroll
-  for (int i = 0; i < 4; ++i) {
+  for (int i = 0; i < kChannels / 2; ++i) {
     const __nv_bfloat162 kept =
-        __hmax2(reinterpret_cast<const __nv_bfloat162&>(pairs[i]), least);
+        __hmax2(reinterpret_cast<const __nv_bfloat162&>(g.pairs[i]), least);
     const uint32_t pair = reinterpret_cast<const uint32_t&>(kept);
     sum[2 * i] = fmaf(LowFloat(pair), kLog2E, sum[2 * i]);
     sum[2 * i + 1] = fmaf(HighFloat(pair), kLog2E, sum[2 * i + 1]);
   }
 }
-__device__ inline void AddGates(const RawGates<float>& g, Gates& sum) {
-  const float x[8] = {g.low.x,  g.low.y,  g.low.z,  g.low.w,
-                      g.high.x, g.high.y, g.high.z, g.high.w};
+template <int kChannels>
+__device__ inline void AddGates(const RawGates<float, kChannels>& g,
+                                float (&sum)[kChannels]) {
 #pragma unroll
-  for (int i = 0; i < 8; ++i) {
-    sum[i] = fmaf(fmaxf(x[i], kMinLogGate), kLog2E, sum[i]);
+  for (int i = 0; i < kChannels; ++i) {
+    sum[i] = fmaf(fmaxf(g.gates[i], kMinLogGate), kLog2E, sum[i]);
   }
 }
 
-// Over a warp's four groups of rows: what the earlier groups' `own` add up to,
-// and all groups'.
-__device__ inline void SumRowGroups(const Gates& own, Gates& before,
-                                    Gates& all) {
-  const int group = threadIdx.x % 32 / 8;
+// Over the groups of rows that a warp's lanes have: what the earlier groups'
+// `own` add up to, and all groups'.
+template <int kChannels>
+__device__ inline void SumRowGroups(const float (&own)[kChannels],
+                                    float (&before)[kChannels],
+                                    float (&all)[kChannels]) {
+  constexpr int kLanes = 64 / kChannels;  // of a row
+  constexpr int kGroups = 32 / kLanes;
+  const int lane = threadIdx.x % 32, group = lane / kLanes;
 #pragma unroll
-  for (int i = 0; i < 8; ++i) {
+  for (int i = 0; i < kChannels; ++i) {
     float sum = own[i];
 #pragma unroll
-    for (int distance = 1; distance < 4; distance *= 2) {
-      const float x = __shfl_up_sync(0xffffffff, sum, 8 * distance);
+    for (int distance = 1; distance < kGroups; distance *= 2) {
+      const float x = __shfl_up_sync(0xffffffff, sum, kLanes * distance);
       if (group >= distance) sum += x;
     }
     // Not sum - own[i]: a row's gate must not depend on later rows, in no bit.
-    const float x = __shfl_up_sync(0xffffffff, sum, 8);
+    const float x = __shfl_up_sync(0xffffffff, sum, kLanes);
     before[i] = group > 0 ? x : 0;
-    all[i] = __shfl_sync(0xffffffff, sum, 24 + threadIdx.x % 8);
+    all[i] =
+        __shfl_sync(0xffffffff, sum, (kGroups - 1) * kLanes + lane % kLanes);
   }
 }
 
-__device__ inline void StoreSums(const Gates& from, float* to) {
-  auto* const halves = reinterpret_cast<float4*>(to);
-  halves[0] = {from[0], from[1], from[2], from[3]};
-  halves[1] = {from[4], from[5], from[6], from[7]};
+// Sums of neighbouring channels, at a 16-byte address.
+template <int kChannels>
+__device__ inline void StoreSums(const float (&from)[kChannels], float* to) {
+#pragma unroll
+  for (int i = 0; i < kChannels; i += 4) {
+    *reinterpret_cast<float4*>(to + i) = {from[i], from[i + 1], from[i + 2],
+                                          from[i + 3]};
+  }
 }
-__device__ inline void LoadSums(const float* from, Gates& to) {
-  const float4 low = reinterpret_cast<const float4*>(from)[0];
-  const float4 high = reinterpret_cast<const float4*>(from)[1];
-  to[0] = low.x, to[1] = low.y, to[2] = low.z, to[3] = low.w;
-  to[4] = high.x, to[5] = high.y, to[6] = high.z, to[7] = high.w;
+template <int kChannels>
+__device__ inline void LoadSums(const float* from, float (&to)[kChannels]) {
+#pragma unroll
+  for (int i = 0; i < kChannels; i += 4) {
+    const float4 x = *reinterpret_cast<const float4*>(from + i);
+    to[i] = x.x, to[i + 1] = x.y, to[i + 2] = x.z, to[i + 3] = x.w;
+  }
+}
+
+// Over kWarps warps that have a slab's rows, this one the rows of `part`: what
+// the gates before this lane's `own` add up to, and all of them. Barrier number
+// `barrier` is for the `threads` that call this together; `totals` are theirs
+// again once all of them have returned.
+template <int kWarps, int kChannels>
+__device__ inline void SumSlab(const float (&own)[kChannels],
+                               float (&totals)[kWarps][64], int part,
+                               int barrier, int threads,
+                               float (&before)[kChannels],
+                               float (&all)[kChannels]) {
+  constexpr int kLanes = 64 / kChannels;
+  const int lane = threadIdx.x % 32, channel = lane % kLanes * kChannels;
+  SumRowGroups(own, before, all);
+  if (lane < kLanes) StoreSums(all, &totals[part][channel]);
+  NamedBarrier(barrier, threads);
+#pragma unroll
+  for (int c = 0; c < kChannels; ++c) all[c] = 0;
+#pragma unroll
+  for (int w = 0; w < kWarps; ++w) {
+    float total[kChannels];
+    LoadSums(&totals[w][channel], total);
+#pragma unroll
+    for (int c = 0; c < kChannels; ++c) {
+      if (w < part) before[c] += total[c];
+      all[c] += total[c];
+    }
+  }
 }
 
 __device__ inline bool IsSteep(float log_decay) {
   return log_decay < -kMaxLog2Decay;
 }
 
-// factor x e^b of eight channels.
-__device__ inline uint4 GateQuery(uint4 x, const Gates& b, float factor) {
-  return {PackBf16(LowFloat(x.x) * factor * Exp2(b[0]),
-                   HighFloat(x.x) * factor * Exp2(b[1])),
-          PackBf16(LowFloat(x.y) * factor * Exp2(b[2]),
-                   HighFloat(x.y) * factor * Exp2(b[3])),
-          PackBf16(LowFloat(x.z) * factor * Exp2(b[4]),
-                   HighFloat(x.z) * factor * Exp2(b[5])),
-          PackBf16(LowFloat(x.w) * factor * Exp2(b[6]),
-                   HighFloat(x.w) * factor * Exp2(b[7]))};
+// Stores the decays of kChannels channels from `channel` on of a slab, by the
+// first 64 / kChannels lanes of a warp.
+template <int kChannels>
+__device__ inline void StoreDecay(const float (&log_decay)[kChannels],
+                                  int channel, SlabDecay& decay) {
+  bool any = false;
+#pragma unroll
+  for (int c = 0; c < kChannels; c += 2) {
+    float edge[2], mid[2];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const bool steep = IsSteep(log_decay[c + i]);
+      const float all = Exp2(log_decay[c + i]);
+      edge[i] = steep ? 1 : all;
+      mid[i] = steep ? all : 1;
+      any |= steep;
+    }
+    const int row = (channel + c) % 8 / 2, column = (channel + c) / 8 * 2;
+    *reinterpret_cast<float2*>(&decay.edge[row][column]) = {edge[0], edge[1]};
+    *reinterpret_cast<float2*>(&decay.mid[row][column]) = {mid[0], mid[1]};
+  }
+  any = __any_sync((1u << (64 / kChannels)) - 1, any);
+  if (channel == 0) {
+    *reinterpret_cast<int4*>(&decay.any_steep) = {any, 0, 0, 0};
+  }
+  // What is copied is written, all of it.
+  if (channel < 32) {
+    auto& rows = channel < 16 ? decay.edge : decay.mid;
+    *reinterpret_cast<float4*>(&rows[channel % 16 / 4][16]) = {};
+  }
+}
+
+// factor x e^b.
+template <int kChannels>
+__device__ inline void GateQuery(const Bf16Piece<kChannels>& x,
+                                 const float (&b)[kChannels], float factor,
+                                 float (&y)[kChannels]) {
+#pragma unroll
+  for (int i = 0; i < kChannels / 2; ++i) {
+    y[2 * i] = LowFloat(x.pairs[i]) * factor * Exp2(b[2 * i]);
+    y[2 * i + 1] = HighFloat(x.pairs[i]) * factor * Exp2(b[2 * i + 1]);
+  }
 }
 
 // The shift of a channel's keys, from its decay in the chunk.
@@ -98,12 +171,39 @@ __device__ inline float KeyShift(float log_decay) {
 }
 
 // x e^(shift - b).
-__device__ inline uint4 GateKey(uint4 x, const Gates& b, const Gates& shift) {
-  const auto factor = [&b, &shift](int i) { return Exp2(shift[i] - b[i]); };
-  return {PackBf16(LowFloat(x.x) * factor(0), HighFloat(x.x) * factor(1)),
-          PackBf16(LowFloat(x.y) * factor(2), HighFloat(x.y) * factor(3)),
-          PackBf16(LowFloat(x.z) * factor(4), HighFloat(x.z) * factor(5)),
-          PackBf16(LowFloat(x.w) * factor(6), HighFloat(x.w) * factor(7))};
+template <int kChannels>
+__device__ inline void GateKey(const Bf16Piece<kChannels>& x,
+                               const float (&b)[kChannels],
+                               const float (&shift)[kChannels],
+                               float (&y)[kChannels]) {
+#pragma unroll
+  for (int i = 0; i < kChannels / 2; ++i) {
+    y[2 * i] = LowFloat(x.pairs[i]) * Exp2(shift[2 * i] - b[2 * i]);
+    y[2 * i + 1] =
+        HighFloat(x.pairs[i]) * Exp2(shift[2 * i + 1] - b[2 * i + 1]);
+  }
+}
+
+template <int kChannels>
+__device__ inline Bf16Piece<kChannels> Round(const float (&x)[kChannels]) {
+  Bf16Piece<kChannels> y;
+#pragma unroll
+  for (int i = 0; i < kChannels / 2; ++i) {
+    y.pairs[i] = PackBf16(x[2 * i], x[2 * i + 1]);
+  }
+  return y;
+}
+// What rounding left out, itself rounded.
+template <int kChannels>
+__device__ inline Bf16Piece<kChannels> RoundRest(
+    const float (&x)[kChannels], const Bf16Piece<kChannels>& rounded) {
+  float rest[kChannels];
+#pragma unroll
+  for (int i = 0; i < kChannels / 2; ++i) {
+    rest[2 * i] = x[2 * i] - LowFloat(rounded.pairs[i]);
+    rest[2 * i + 1] = x[2 * i + 1] - HighFloat(rounded.pairs[i]);
+  }
+  return Round(rest);
 }
 
 }  // namespace gla::internal

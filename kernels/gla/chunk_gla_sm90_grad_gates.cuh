@@ -39,6 +39,10 @@ class GradGates {
 
  private:
   using GateT = typename C::Gate;
+  // A lane has eight channels.
+  using Gates = float[8];
+  using Raw = RawGates<GateT, 8>;
+  using Piece = Bf16Piece<8>;
   static constexpr bool kGatesInSlab = sizeof(GateT) == 2;
 
   static constexpr int kUnitWarps = 2 / C::kMains;  // that gate a chunk's slab
@@ -88,7 +92,7 @@ class GradGates {
     const int first = (part * 4 + lane_ / 8) * kRows;
     const int rows = work.RowsOf(c);
     // A lane's rows' gates, or zero where there is no row.
-    const auto gates = [&](int row) -> RawGates<GateT> {
+    const auto gates = [&](int row) -> Raw {
       if (row >= rows) return {};
       if constexpr (kGatesInSlab) {
         return {*PieceAt(gated.b[c], row)};
@@ -96,14 +100,14 @@ class GradGates {
         const int64_t offset =
             (work.row + c * kChunk + row) * (params_.args.shape.H * C::K) +
             Column(work, slab) + 8 * piece;
-        return *reinterpret_cast<const RawGates<float>*>(
+        return *reinterpret_cast<const Raw*>(
             static_cast<const float*>(params_.args.g) + offset);
       }
     };
     Gates b = {}, all;
 #pragma unroll 1
     for (int r = first; r < first + kRows; r += 4) {
-      RawGates<GateT> g[4];
+      Raw g[4];
 #pragma unroll
       for (int i = 0; i < 4; ++i) g[i] = gates(r + i);
 #pragma unroll
@@ -125,8 +129,8 @@ class GradGates {
     constexpr int kBatch = 2;  // rows whose loads are issued together
 #pragma unroll 1
     for (int r = first; r < first + kRows; r += kBatch) {
-      RawGates<GateT> g[kBatch];
-      uint4 q[kBatch], k[kBatch];
+      Raw g[kBatch];
+      Piece q[kBatch], k[kBatch];
 #pragma unroll
       for (int i = 0; i < kBatch; ++i) {
         g[i] = gates(r + i);
@@ -136,9 +140,12 @@ class GradGates {
 #pragma unroll
       for (int i = 0; i < kBatch; ++i) {
         AddGates(g[i], b);
-        if (r + i >= rows) q[i] = k[i] = uint4{};
-        *PieceAt(gated.q[c], r + i) = GateQuery(q[i], b, params_.args.scale);
-        *PieceAt(gated.k[c], r + i) = GateKey(k[i], b, all);
+        if (r + i >= rows) q[i] = k[i] = {};
+        Gates x;
+        GateQuery(q[i], b, params_.args.scale, x);
+        *PieceAt(gated.q[c], r + i) = Round(x);
+        GateKey(k[i], b, all, x);
+        *PieceAt(gated.k[c], r + i) = Round(x);
         *PieceAt(gated.b[c], r + i) = LogUnits(b);
       }
     }
@@ -160,12 +167,12 @@ class GradGates {
     NamedBarrier(kGradGateBarrier, 128);  // All have read.
   }
 
-  __device__ uint4* PieceAt(uint8_t (&slab)[kSlabBytes], int row) const {
-    return reinterpret_cast<uint4*>(slab + SlabOffset(row, lane_ % 8));
+  __device__ Piece* PieceAt(uint8_t (&slab)[kSlabBytes], int row) const {
+    return reinterpret_cast<Piece*>(slab + SlabOffset(row, lane_ % 8));
   }
 
   // -kLogUnits b rounded to integers of 16 bits.
-  static __device__ uint4 LogUnits(const Gates& b) {
+  static __device__ Piece LogUnits(const Gates& b) {
     const auto units = [&b](int i) {
       constexpr float kIntegers = 1 << 23;  // floats from here on are integers
       return __float_as_uint(fminf(b[i] * -kLogUnits, 65535) + kIntegers);
@@ -173,7 +180,7 @@ class GradGates {
     const auto pair = [&units](int i) {
       return __byte_perm(units(i), units(i + 1), 0x5410);
     };
-    return {pair(0), pair(2), pair(4), pair(6)};
+    return {{pair(0), pair(2), pair(4), pair(6)}};
   }
 
   // The gradients that are in a buffer.

@@ -90,25 +90,18 @@ class GradItems {
   }
 
  private:
-  // The segment of a slot is of the last sequence whose first segment is not
-  // after it. False for slots that no segment uses.
+  // False for slots that no segment uses.
   static __device__ bool Find(const GradArgs& args, int item, GradWork* w) {
     const int H = args.shape.H;
+    const int64_t T = args.shape.T;
     w->slice = item % C::kSlices;
     w->h = item / C::kSlices % H;
     w->slot = item / C::kSlices / H;
-    int low = 0, high = args.shape.N - 1;
-    while (low < high) {
-      const int middle = (low + high + 1) / 2;
-      if (FirstSegment(args.cu_seqlens, args.shape.T, middle) <= w->slot) {
-        low = middle;
-      } else {
-        high = middle - 1;
-      }
-    }
-    const SequenceRows rows = FindSequence(args.cu_seqlens, args.shape.T, low);
+    const int n =
+        FindSequenceOfSegment(args.cu_seqlens, T, args.shape.N, w->slot);
+    const SequenceRows rows = FindSequence(args.cu_seqlens, T, n);
     const int64_t before =
-        (w->slot - FirstSegment(args.cu_seqlens, args.shape.T, low)) * kSegment;
+        (w->slot - FirstSegment(args.cu_seqlens, T, n)) * kSegment;
     w->row = rows.first + before;
     w->rows = min(int64_t{kSegment}, rows.length - before);
     return w->rows > 0;

@@ -8,9 +8,13 @@
 //       are values, columns channels, so that rounded to bf16 it is the A
 //       operand of the output product as it lies. Each forms half of the
 //       chunk's masked scores.
-//   warpgroup 2 (gates)      loads x; loads q, k, g of the block's share of the
-//       channels, gates them, and copies the gated slabs to the other blocks of
-//       the cluster.
+//   warpgroups 2, 3 (gates)  load x; load q, k, g of the block's share of the
+//       channels, gate them, and copy the gated slabs to the other block of the
+//       cluster.
+// With 256 channels there is no room for that. Operands and scores come from
+// chunk_gla_sm90_operands.cuh, and instead of the gates there is
+//   warpgroup 2 (loads)      one thread loads x and, for both blocks of the
+//       cluster, the block's share of the operands.
 //
 // Forward, per chunk, with A = q~, B = k^ (chunk_gla_sm90.cuh), x = v:
 //   scores = mask(A B^T)
@@ -18,24 +22,27 @@
 // Reverse, chunks from the last to the first, A = k^, B = q~, x = d_o:
 //   dS^T = edge dS^T;   y^T = dS^T A^T + x^T scores^T;
 //   dS^T = mid dS^T + x^T B
+// Where only states are wanted (no y) there is neither A nor scores.
 //
-// Stages hold {A, B, x, edge, mid}. Barriers, of a stage:
-//   full      this block's gate warps have stored their slabs, and the other
-//             blocks' copies have arrived
+// Stages hold {A, B, x, edge, mid}, perhaps scores. Barriers, of a stage:
+//   full      A, B, edge, mid, perhaps scores, are there: loaded, or stored by
+//             this block's gate warps; and what the other block sends has
+//             arrived
 //   x_full    x is there
-//   empty     all state warps of the cluster are done with the stage
-// of the scores:
+//   empty     all that use it in the cluster are done with the stage
+//   a_empty   with A and scores, if they are loaded
+// of scores formed here:
 //   scored, scores_empty  both halves are stored; both warpgroups have read
-// and of what is gated:
-//   g_full    gates of a step, ahead of its stage
-//   raw_full  q, and k if kAllAhead, ahead of their stage
-//   k_full    else: k, in the place of k^
+// and of what is gated here:
+//   g_full    gates, two steps ahead
+//   raw_full  A and B before gating, ahead of their stage
 // y is transposed in the place of its x.
 #ifndef GLA_KERNELS_GLA_CHUNK_GLA_SM90_SCAN_CUH_
 #define GLA_KERNELS_GLA_CHUNK_GLA_SM90_SCAN_CUH_
 
 #include "kernels/device/tensor_map_sm90.h"
 #include "kernels/gla/chunk_gla_sm90_scan_gates.cuh"
+#include "kernels/gla/chunk_gla_sm90_scan_loads.cuh"
 #include "kernels/gla/chunk_gla_sm90_scan_state.cuh"
 
 namespace gla::internal {
@@ -55,15 +62,15 @@ __global__ void __cluster_dims__(C::kCluster) __launch_bounds__(C::kThreads, 1)
   const ScanWork work = FindWork<C>(params.args);
   if (threadIdx.x == 0) {
     for (int s = 0; s < C::kStages; ++s) {
-      BarrierInit(SharedAddress(&shared.full[s]), 1);
+      BarrierInit(SharedAddress(&shared.full[s]), C::kFullArrivals);
+      BarrierInit(SharedAddress(&shared.a_empty[s]), 8 * C::kCluster);
       BarrierInit(SharedAddress(&shared.x_full[s]), 1);
-      BarrierInit(SharedAddress(&shared.empty[s]), 8 * C::kCluster);
+      BarrierInit(SharedAddress(&shared.empty[s]), C::kUsers * C::kCluster);
     }
-    BarrierInit(SharedAddress(&shared.g_full[0]), 1);
-    BarrierInit(SharedAddress(&shared.g_full[1]), 1);
-    BarrierInit(SharedAddress(&shared.k_full), 1);
     BarrierInit(SharedAddress(&shared.scored), 256);
     BarrierInit(SharedAddress(&shared.scores_empty), 8);
+    BarrierInit(SharedAddress(&shared.g_full[0]), 1);
+    BarrierInit(SharedAddress(&shared.g_full[1]), 1);
     for (int r = 0; r < C::kRaws; ++r) {
       BarrierInit(SharedAddress(&shared.raw_full[r]), 1);
     }
@@ -77,8 +84,12 @@ __global__ void __cluster_dims__(C::kCluster) __launch_bounds__(C::kThreads, 1)
     RaiseRegisters<C::kStateRegisters>();
     ScanState<C>(params, work, shared, group).Run();
   } else {
-    LowerRegisters<C::kGateRegisters>();
-    ScanGates<C>(params, work, shared, rank).Run();
+    LowerRegisters<C::kOtherRegisters>();
+    if constexpr (C::kGates) {
+      ScanGates<C>(params, work, shared, rank).Run();
+    } else {
+      ScanLoads<C>(params, work, shared, rank).Run();
+    }
   }
   // Shared memory must outlive the others' copies and arrivals.
   if (C::kCluster > 1) ClusterSync();
@@ -101,14 +112,14 @@ cudaError_t MakeScanParams(const ScanArgs& args, ScanParams* params) {
   };
   const int64_t keys = s.H * C::K, values = s.H * C::V;
   constexpr DType kBf16 = DType::kBFloat16;
-  if (cudaError_t e = make(args.q, kBf16, keys, false, &params->q)) return e;
-  if (cudaError_t e = make(args.k, kBf16, keys, !C::kAllAhead, &params->k)) {
-    return e;
+  if constexpr (C::kGates) {
+    const void* const a = C::kReverse ? args.k : args.q;
+    const void* const b = C::kReverse ? args.q : args.k;
+    if (auto e = make(a, kBf16, keys, false, &params->a)) return e;
+    if (auto e = make(b, kBf16, keys, false, &params->b)) return e;
+    if (auto e = make(args.g, s.gate_dtype, keys, false, &params->g)) return e;
   }
-  if (cudaError_t e = make(args.g, s.gate_dtype, keys, false, &params->g)) {
-    return e;
-  }
-  if (cudaError_t e = make(args.x, kBf16, values, true, &params->x)) return e;
+  if (auto e = make(args.x, kBf16, values, true, &params->x)) return e;
   if (!C::kOutput) return cudaSuccess;
   return make(args.y, kBf16, values, true, &params->y);
 }
@@ -131,10 +142,6 @@ cudaError_t LaunchScan(const ScanArgs& args, cudaStream_t stream) {
 
 template <bool kReverse, bool kOutput, typename Gate>
 cudaError_t LaunchScanForShape(const ScanArgs& args, cudaStream_t stream) {
-  if (args.shape.K == 256) {
-    return LaunchScan<ScanConfig<256, 512, kReverse, kOutput, Gate>>(args,
-                                                                     stream);
-  }
   if (args.shape.V == 256) {
     return LaunchScan<ScanConfig<128, 256, kReverse, kOutput, Gate>>(args,
                                                                      stream);
@@ -148,6 +155,10 @@ cudaError_t LaunchScanForShape(const ScanArgs& args, cudaStream_t stream) {
 
 template <bool kReverse, bool kOutput>
 cudaError_t LaunchScanForGates(const ScanArgs& args, cudaStream_t stream) {
+  if (args.shape.K == 256) {
+    return LaunchScan<ScanConfig<256, 512, kReverse, kOutput, void>>(args,
+                                                                     stream);
+  }
   return args.shape.gate_dtype == DType::kFloat32
              ? LaunchScanForShape<kReverse, kOutput, float>(args, stream)
              : LaunchScanForShape<kReverse, kOutput, __nv_bfloat16>(args,

@@ -11,72 +11,80 @@
 
 namespace gla::internal {
 
+// GateT is the type of the gates; void if the operands come gated.
 template <int kK, int kV, bool kReverseTime, bool kWithOutput, typename GateT>
 struct ScanConfig {
   static constexpr int K = kK;
   static constexpr int V = kV;
   static constexpr bool kReverse = kReverseTime;
   static constexpr bool kOutput = kWithOutput;  // or only the states
-  using Gate = GateT;
+  static constexpr bool kGates = !std::is_void_v<GateT>;
+  using Gate = std::conditional_t<kGates, GateT, float>;
 
   static constexpr int kSlabs = K / 64;
-  // Blocks of a cluster, which share gated operands. With 32-bit gates a block
-  // has no room for half of 256 channels, and all of a head's blocks must be
-  // one cluster: fewer of four than of two fit on a GPU.
-  static constexpr int kCluster = V == 512 && sizeof(GateT) == 2 ? 2 : V / 128;
-  static constexpr int kOwn = kSlabs / kCluster;  // slabs a block gates
-  static constexpr int kStages = K == 256 || kOwn == 2 ? 2 : 3;
-  // Whether k is loaded ahead of its stage, as q and g are; where there is no
-  // room for that, it lands in the place of k^.
-  static constexpr bool kAllAhead = K < 256;
-  // Buffers of q (and k); of gates there are two.
-  static constexpr int kRaws =
-      K == 256 || (sizeof(GateT) == 4 && kOwn == 2) ? 1 : 2;
-  static constexpr int kThreads = 384;
-  // Registers of a thread; the three warpgroups share 504.
-  static constexpr int kStateRegisters = K == 256 ? 216 : 176;
-  static constexpr int kGateRegisters = K == 256 ? 72 : 152;
+  // Blocks of a cluster, which share gated operands.
+  static constexpr int kCluster = V >= 256 ? 2 : 1;
+  static constexpr int kOwn = kSlabs / kCluster;  // slabs a block provides
+  static constexpr int kStages = kSlabs == 4 || kOwn == 2 ? 2 : 3;
+  // Buffers of q and k before gating; of gates there are two.
+  static constexpr int kRaws = sizeof(Gate) == 4 && kOwn == 2 ? 1 : 2;
+  static constexpr int kGateWarps = 8;
+  static constexpr int kThreads = 256 + (kGates ? 32 * kGateWarps : 128);
+  // Registers of a thread; the warpgroups share 512, or 504 if they are three.
+  static constexpr int kStateRegisters = kGates ? 168 : 232;
+  static constexpr int kOtherRegisters = kGates ? 88 : 40;
+  // Arrivals on `full`: of the thread that loads or copies, and of the lanes
+  // that stored decays.
+  static constexpr int kFullArrivals = kGates ? 1 + 16 * kOwn : 1 + kOutput;
+  // Arrivals on a stage's `empty` from a block: its state warps, and without
+  // output the two that add up decays.
+  static constexpr int kUsers = kGates || kOutput ? 8 : 10;
   static_assert(kOwn >= 1 && kOwn * kCluster == kSlabs);
 };
 
-// e^B and 1, or 1 and e^B, of a slab's 64 channels, in the order of accumulator
-// columns: channel 8 j + 2 i + e is [i][2 j + e]. Copied between blocks as a
-// whole.
-struct alignas(16) SlabDecay {
-  float edge[4][20];
-  float mid[4][20];
-  int32_t any_steep;
-  int32_t unused[3];
+// Of the gate warps.
+template <typename C>
+struct GateBuffers {
+  using Tile = __nv_bfloat16[kChunk][64];
+  struct UpdateOnly {  // of one slab's channels
+    Tile b;
+  };
+  struct WithOutput : UpdateOnly {
+    Tile a;
+  };
+  using Raw = std::conditional_t<C::kOutput, WithOutput, UpdateOnly>;
+  Raw raw[C::kRaws][C::kOwn];
+  typename C::Gate g[2][C::kOwn][kChunk][64];
+  // Gates that each warp has added up.
+  float totals[C::kOwn][C::kGateWarps / C::kOwn][64];
 };
+struct NoGateBuffers {};
 
 template <typename C>
 struct ScanShared {
-  struct Stage {
-    uint8_t a[C::kSlabs][kSlabBytes];
+  struct UpdateStage {
     uint8_t b[C::kSlabs][kSlabBytes];
     uint8_t x[2][kSlabBytes];  // a slab a state warpgroup
   };
-  struct RawQuery {  // of one slab's channels, rows of 64
-    __nv_bfloat16 q[kChunk][64];
+  struct OutputStage : UpdateStage {
+    uint8_t a[C::kSlabs][kSlabBytes];
   };
-  struct RawAll : RawQuery {
-    __nv_bfloat16 k[kChunk][64];
-  };
-  using Raw = std::conditional_t<C::kAllAhead, RawAll, RawQuery>;
+  using Stage = std::conditional_t<C::kOutput, OutputStage, UpdateStage>;
   Stage stage[C::kStages];
-  uint8_t scores[kSlabBytes];
-  Raw raw[C::kRaws][C::kOwn];
-  typename C::Gate g[2][C::kOwn][kChunk][64];
+  union {
+    // Of a stage if they come with it, else of the step at work.
+    uint8_t scores[C::kGates ? 1 : C::kStages][kSlabBytes];
+    SteepChannels steep;  // before scores are stored
+  };
+  std::conditional_t<C::kGates, GateBuffers<C>, NoGateBuffers> gates;
   SlabDecay decay[C::kStages][C::kSlabs];
-  float totals[C::kOwn][4 / C::kOwn][64];  // gates that each warp has added up
-  SteepChannels steep;
   uint64_t full[C::kStages];
   uint64_t empty[C::kStages];
+  uint64_t a_empty[C::kStages];
   uint64_t x_full[C::kStages];
   uint64_t scored, scores_empty;
   uint64_t g_full[2];
-  uint64_t raw_full[C::kRaws];  // q, perhaps k
-  uint64_t k_full;
+  uint64_t raw_full[C::kRaws];
 };
 
 // Named barriers.
@@ -95,7 +103,7 @@ __device__ uint32_t Parity(int i) {
 // boxes are 64 x 64.
 struct ScanParams {
   ScanArgs args;
-  CUtensorMap q, k, g, x, y;
+  CUtensorMap a, b, g, x, y;  // a and b before gating
 };
 
 // What a block works on.
@@ -135,6 +143,28 @@ __device__ ScanWork FindWork(const ScanArgs& args) {
 template <typename C>
 __device__ int ChunkAt(const ScanWork& w, int i) {
   return w.first_chunk + (C::kReverse ? w.chunks - 1 - i : i);
+}
+
+// Where a piece's decay goes, from the first channel of a slab on.
+template <typename C>
+__device__ float* PieceDecay(const ScanArgs& args, const ScanWork& w,
+                             int slab) {
+  const int64_t head = w.n * args.shape.H + w.h;
+  return args.piece_decays + (head * args.pieces + w.piece) * C::K + slab * 64;
+}
+
+// Starts the load of step i's x.
+template <typename C>
+__device__ void LoadX(const ScanParams& params, const ScanWork& work,
+                      ScanShared<C>& shared, int i) {
+  const int stage = i % C::kStages;
+  const uint32_t full = SharedAddress(&shared.x_full[stage]);
+  BarrierArriveExpect(full, 2 * kSlabBytes);
+  for (int group = 0; group < 2; ++group) {
+    TensorLoad(SharedAddress(shared.stage[stage].x[group]), &params.x,
+               work.h * C::V + work.first_value + group * 64,
+               work.rows.first + ChunkAt<C>(work, i) * kChunk, full);
+  }
 }
 
 // Whether the key of a score is no later than its query.

@@ -25,8 +25,15 @@ class ScanState {
 
   __device__ void Run() {
     LoadState();
+    if (work_.chunks > 0) {
+      WaitFull(0);
+      if (C::kReverse) FinishSlabs<0>(shared_.decay[0]);
+      float p[16] = {};
+      StartScores(0, p);
 #pragma unroll 1
-    for (int i = 0; i < work_.chunks; ++i) Step(i);
+      for (int i = 0; i < work_.chunks; ++i) Step(i, p);
+      WgmmaWait<0>();
+    }
     StoreState();
     if (C::kOutput && warp_ == 0 && lane_ == 0) TensorStoreWait();
   }
@@ -34,21 +41,22 @@ class ScanState {
  private:
   using Stage = typename ScanShared<C>::Stage;
 
-  __device__ void Step(int i) {
+  // Step i, whose scores have been started; starts the next one's in p (after
+  // the last step of whatever lies there).
+  __device__ void Step(int i, float (&p)[16]) {
     const int stage = i % C::kStages;
     const int chunk = ChunkAt<C>(work_, i);
     const Stage& tiles = shared_.stage[stage];
     const auto& decay = shared_.decay[stage];
-    BarrierWait(SharedAddress(&shared_.full[stage]), Parity<C::kStages>(i));
 
-    if (C::kReverse) {
-#pragma unroll
-      for (int s = 0; s < C::kSlabs; ++s) Scale(s, decay[s].edge);
-    }
-    float y[32];
+    float y[32] = {};
     if constexpr (C::kOutput) {
-      Scores(i, chunk);
-      StateOutput(tiles, chunk, y);
+      uint8_t* const segment = SegmentState(chunk);
+      WgmmaWait<0>();
+      Touch(p);
+      StateOutput(tiles, segment, y, [&] {
+        if constexpr (C::kGates) StoreScores(i, chunk, p);
+      });
     }
 
     BarrierWait(SharedAddress(&shared_.x_full[stage]), Parity<C::kStages>(i));
@@ -60,62 +68,71 @@ class ScanState {
     }
     const int rows = work_.rows.length - chunk * kChunk;
     if (rows < kChunk) MaskX(rows, x);
-    if constexpr (C::kOutput) {
-      BarrierWait(SharedAddress(&shared_.scored), i & 1);
-      WgmmaFence();
-      const uint64_t scores = SlabDescriptor(SharedAddress(shared_.scores));
-#pragma unroll
-      for (int step = 0; step < 4; ++step) {
-        Wgmma<Contract::kAlongColumns>(
-            y, x[step], StepDescriptor<Contract::kAlongColumns>(scores, step),
-            true);
-      }
-      WgmmaCommit();
-    }
+    if constexpr (C::kOutput) ScoresOutput(i, x, y);
 #pragma unroll
     for (int s = 0; s < C::kSlabs; ++s) {
       if (decay[s].any_steep) Scale(s, decay[s].mid);
     }
     UpdateState(tiles, x);
+    const bool has_next = i + 1 < work_.chunks;
+    const int next_stage = (i + 1) % C::kStages;
+    if (has_next) WaitFull(i + 1);
+    StartScores(next_stage, p);
     if constexpr (C::kOutput) {
-      WgmmaWait<C::kSlabs>();
+      WgmmaWait<C::kSlabs + kScoreGroups>();
       Touch(y);
       __syncwarp();
-      if (lane_ == 0) BarrierArrive(SharedAddress(&shared_.scores_empty));
+      if constexpr (C::kGates) {
+        if (lane_ == 0) BarrierArrive(SharedAddress(&shared_.scores_empty));
+      } else {
+        TellCluster(&shared_.a_empty[stage]);
+      }
       StoreY(chunk, x_slab, y);
     }
-    FinishSlabs<0>(decay);
+    // The edge is this chunk's; on the way back the next one's.
+    if (!C::kReverse) {
+      FinishSlabs<0>(decay);
+    } else {
+      FinishSlabs<0>(has_next ? shared_.decay[next_stage] : nullptr);
+    }
     Release(stage);
   }
 
-  // This warpgroup's half of the masked scores A B^T: rows are A's tokens,
-  // columns 32 of B's. `use` counts the steps of the pass.
-  __device__ void Scores(int use, int chunk) {
-    const int stage = use % C::kStages;
-    const Stage& tiles = shared_.stage[stage];
-    float p[16];
+  __device__ void WaitFull(int i) {
+    BarrierWait(SharedAddress(&shared_.full[i % C::kStages]),
+                Parity<C::kStages>(i));
+  }
+
+  // Starts this warpgroup's half of the scores A B^T of a stage, if they are
+  // formed here: rows are A's tokens, columns 32 of B's.
+  static constexpr int kScoreGroups = C::kGates && C::kOutput ? 1 : 0;
+  __device__ void StartScores(int stage, float (&p)[16]) {
+    if constexpr (kScoreGroups > 0) {
+      const Stage& tiles = shared_.stage[stage];
+      WgmmaFence();
 #pragma unroll
-    for (int i = 0; i < 16; ++i) p[i] = 0;
-    WgmmaFence();
+      for (int s = 0; s < C::kSlabs; ++s) {
+        const uint64_t a = SlabDescriptor(SharedAddress(tiles.a[s]));
+        const uint64_t b =
+            SlabDescriptor(SharedAddress(tiles.b[s]) + group_ * 32 * 128);
 #pragma unroll
-    for (int s = 0; s < C::kSlabs; ++s) {
-      const uint64_t a = SlabDescriptor(SharedAddress(tiles.a[s]));
-      const uint64_t b =
-          SlabDescriptor(SharedAddress(tiles.b[s]) + group_ * 32 * 128);
-#pragma unroll
-      for (int step = 0; step < 4; ++step) {
-        Wgmma<Contract::kAlongColumns, Contract::kAlongColumns>(
-            p, StepDescriptor<Contract::kAlongColumns>(a, step),
-            StepDescriptor<Contract::kAlongColumns>(b, step), true);
+        for (int step = 0; step < 4; ++step) {
+          Wgmma<Contract::kAlongColumns, Contract::kAlongColumns>(
+              p, StepDescriptor<Contract::kAlongColumns>(a, step),
+              StepDescriptor<Contract::kAlongColumns>(b, step), s + step > 0);
+        }
       }
+      WgmmaCommit();
     }
-    WgmmaCommit();
-    WgmmaWait<0>();
-    Touch(p);
-    if (HasSteep<C>(shared_.decay[stage])) AddSteep(stage, chunk, p);
-    BarrierWait(SharedAddress(&shared_.scores_empty), (use & 1) ^ 1);
+  }
+
+  // Masks and stores them once they are there, in step i.
+  __device__ void StoreScores(int i, int chunk, float (&p)[16]) {
+    BarrierWait(SharedAddress(&shared_.scores_empty), (i & 1) ^ 1);
+    const auto& decay = shared_.decay[i % C::kStages];
+    if (HasSteep<C>(decay)) AddSteep(decay, chunk, p);
     const uint32_t element =
-        SharedAddress(shared_.scores) + SlabElement(Row(), Column());
+        SharedAddress(shared_.scores[0]) + SlabElement(Row(), Column());
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
 #pragma unroll
@@ -142,10 +159,11 @@ class ScanState {
   // gated operands add to the products is below 2^-kMaxLog2Decay of that.)
   // Works from global memory, eight channels at a time, both warpgroups
   // together: any block needs any slab.
-  __device__ void AddSteep(int stage, int chunk, float (&p)[16]) {
+  __device__ void AddSteep(const SlabDecay (&decay)[C::kSlabs], int chunk,
+                           float (&p)[16]) {
 #pragma unroll 1
     for (int group = 0; group < C::K / 8; ++group) {
-      const auto& mid = shared_.decay[stage][group / 8].mid;
+      const auto& mid = decay[group / 8].mid;
       const int j = group % 8 * 2;  // channel c: mid[c / 2][j + c % 2]
       bool any = false;
 #pragma unroll 1
@@ -160,9 +178,12 @@ class ScanState {
       NamedBarrier(kSteepBarrier, 256);
 #pragma unroll 1
       for (int c = 0; c < 8; ++c) {
-        if (mid[c / 2][j + c % 2] != 1) AddChannel(c, p);
+        if (mid[c / 2][j + c % 2] == 1) continue;
+        AddSteepTerms<C::kReverse>(shared_.steep, c, args_.scale, Row(),
+                                   Column(), p);
       }
     }
+    NamedBarrier(kSteepBarrier, 256);  // Before scores replace the channels.
   }
 
   __device__ void LoadChannels(int chunk, int first) {
@@ -176,54 +197,51 @@ class ScanState {
                                         shared_.steep);
   }
 
-  __device__ void AddChannel(int c, float (&p)[16]) {
-    const SteepChannels& channels = shared_.steep;
-    const float* const b = channels.b[c];
-    const __nv_bfloat16* const row_value =
-        C::kReverse ? channels.k[c] : channels.q[c];
-    const __nv_bfloat16* const column_value =
-        C::kReverse ? channels.q[c] : channels.k[c];
-#pragma unroll
-    for (int e = 0; e < 16; ++e) {
-      const int row = Row() + e / 2 % 2 * 8,
-                column = Column() + e / 4 * 8 + e % 2;
-      if (IsCausal<C>(row, column)) {
-        const float difference =
-            C::kReverse ? b[column] - b[row] : b[row] - b[column];
-        p[e] += args_.scale * __bfloat162float(row_value[row]) *
-                __bfloat162float(column_value[column]) * Exp2(difference);
-      }
+  // y += x^T scores^T. Scores that come with the stage are the forward ones:
+  // rows are queries.
+  __device__ void ScoresOutput(int i, const uint32_t (&x)[4][4],
+                               float (&y)[32]) {
+    if constexpr (C::kGates) {
+      BarrierWait(SharedAddress(&shared_.scored), i & 1);
     }
+    constexpr Contract kAlong = C::kReverse && !C::kGates
+                                    ? Contract::kAlongRows
+                                    : Contract::kAlongColumns;
+    const uint64_t scores = SlabDescriptor(
+        SharedAddress(shared_.scores[C::kGates ? 0 : i % C::kStages]));
+    WgmmaFence();
+#pragma unroll
+    for (int step = 0; step < 4; ++step) {
+      Wgmma<kAlong>(y, x[step], StepDescriptor<kAlong>(scores, step), true);
+    }
+    WgmmaCommit();
   }
 
-  // y = state^T A^T. Where segments meet, also stores the state as it was
-  // rounded for that.
-  __device__ void StateOutput(const Stage& tiles, int chunk, float (&y)[32]) {
-    uint8_t* const segment = SegmentState(chunk);
+  // y += state^T A^T. Also stores the state as it was rounded for that, unless
+  // `segment` is null. Calls `meanwhile` once products are under way.
+  template <typename Fn>
+  __device__ void StateOutput(const Stage& tiles, uint8_t* segment,
+                              float (&y)[32], Fn meanwhile) {
 #pragma unroll
-    for (int i = 0; i < 32; ++i) y[i] = 0;
-#pragma unroll
-    for (int s = 0; s < C::kSlabs; ++s) {
+    for (int half = 0; half < 2 * C::kSlabs; ++half) {
+      const int s = half / 2, first = half % 2 * 2;
       const uint64_t slab = SlabDescriptor(SharedAddress(tiles.a[s]));
+      uint32_t a[2][4];
+      PackOperand(state_[s], first, a[0]);
+      PackOperand(state_[s], first + 1, a[1]);
+      WgmmaFence();
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        uint32_t a[2][4];
-        PackOperand(state_[s], 2 * half, a[0]);
-        PackOperand(state_[s], 2 * half + 1, a[1]);
-        WgmmaFence();
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          Wgmma<Contract::kAlongColumns>(
-              y, a[i],
-              StepDescriptor<Contract::kAlongColumns>(slab, 2 * half + i),
-              true);
-        }
-        WgmmaCommit();
-        if (segment != nullptr) {
-          StoreHalfSlab(segment + s * (C::V / 64) * kSlabBytes, half, a);
-        }
-        WgmmaWait<1>();  // Frees the registers of earlier groups.
+      for (int i = 0; i < 2; ++i) {
+        Wgmma<Contract::kAlongColumns>(
+            y, a[i], StepDescriptor<Contract::kAlongColumns>(slab, first + i),
+            true);
       }
+      WgmmaCommit();
+      if (segment != nullptr) {
+        StoreHalfSlab(segment + s * (C::V / 64) * kSlabBytes, half % 2, a);
+      }
+      WgmmaWait<1>();  // Frees the registers of earlier groups.
+      if (half == 0) meanwhile();
     }
   }
 
@@ -243,13 +261,13 @@ class ScanState {
     }
   }
 
-  // Waits for slab after slab of the update and decays it.
+  // Waits for slab after slab of the update and applies the edge, if any.
   template <int kSlab>
-  __device__ void FinishSlabs(const SlabDecay (&decay)[C::kSlabs]) {
+  __device__ void FinishSlabs(const SlabDecay* decay) {
     if constexpr (kSlab < C::kSlabs) {
-      WgmmaWait<C::kSlabs - 1 - kSlab>();
+      WgmmaWait<C::kSlabs - 1 - kSlab + kScoreGroups>();
       Touch(state_[kSlab]);
-      if (!C::kReverse) Scale(kSlab, decay[kSlab].edge);
+      if (decay != nullptr) Scale(kSlab, decay[kSlab].edge);
       FinishSlabs<kSlab + 1>(decay);
     }
   }
@@ -272,15 +290,19 @@ class ScanState {
     }
   }
 
-  // The state warps of all blocks of the cluster tell all gate warps.
   __device__ void Release(int stage) {
     if (C::kOutput && warp_ == 0 && lane_ == 0) TensorStoreWaitRead();
     __syncwarp();
-    const uint32_t empty = SharedAddress(&shared_.empty[stage]);
+    TellCluster(&shared_.empty[stage]);
+  }
+
+  // Arrives, as a warp, on a barrier in all blocks of the cluster.
+  __device__ void TellCluster(uint64_t* barrier) {
+    const uint32_t address = SharedAddress(barrier);
     if constexpr (C::kCluster == 1) {
-      if (lane_ == 0) BarrierArrive(empty);
+      if (lane_ == 0) BarrierArrive(address);
     } else if (lane_ < C::kCluster) {
-      ClusterBarrierArrive(ClusterAddress(empty, lane_));
+      ClusterBarrierArrive(ClusterAddress(address, lane_));
     }
   }
 
@@ -348,40 +370,49 @@ class ScanState {
       }
     }
   }
+  // fn(four elements, their place), in the order of piece_states.
+  template <typename Fn>
+  __device__ void ForEachPieceQuad(Fn fn) {
+    float4* const piece = reinterpret_cast<float4*>(
+        args_.piece_states +
+        ((work_.n * args_.shape.H + work_.h) * args_.pieces + work_.piece) *
+            (C::K * C::V) +
+        column_ * C::K);
+#pragma unroll
+    for (int s = 0; s < C::kSlabs; ++s) {
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
+        fn(*reinterpret_cast<float4*>(&state_[s][4 * i]),
+           piece[(s * 8 + i) * 128 + Thread()]);
+      }
+    }
+  }
+
+  __device__ int64_t StateOffset() const {
+    return (work_.n * args_.shape.H + work_.h) * (C::K * C::V);
+  }
 
   __device__ void LoadState() {
-    constexpr int64_t kState = C::K * C::V;
-    const int64_t head = work_.n * args_.shape.H + work_.h;
-    const float* from = nullptr;
-    if (args_.pieces > 1) {
-      if constexpr (C::kOutput) {
-        from =
-            args_.piece_states + (head * args_.pieces + work_.piece) * kState;
-      }
-    } else if (args_.initial_state != nullptr) {
-      from = args_.initial_state + head * kState;
-    }
-    if (from == nullptr) {
+    if (C::kOutput && args_.pieces > 1) {
+      ForEachPieceQuad([](float4& quad, float4& place) { quad = place; });
+    } else if (args_.pieces > 1 || args_.initial_state == nullptr) {
       ForEachStateElement([](float& element, int) { element = 0; });
     } else {
+      const float* const from = args_.initial_state + StateOffset();
       ForEachStateElement(
           [from](float& element, int offset) { element = from[offset]; });
     }
   }
 
   __device__ void StoreState() {
-    constexpr int64_t kState = C::K * C::V;
-    const int64_t head = work_.n * args_.shape.H + work_.h;
-    float* to = nullptr;
     if constexpr (!C::kOutput) {
-      to = args_.piece_states + (head * args_.pieces + work_.piece) * kState;
+      ForEachPieceQuad([](float4& quad, float4& place) { place = quad; });
     } else if (args_.final_state != nullptr &&
                work_.piece == (C::kReverse ? 0 : args_.pieces - 1)) {
-      to = args_.final_state + head * kState;
+      float* const to = args_.final_state + StateOffset();
+      ForEachStateElement(
+          [to](float& element, int offset) { to[offset] = element; });
     }
-    if (to == nullptr) return;
-    ForEachStateElement(
-        [to](float& element, int offset) { to[offset] = element; });
   }
 
   // Where the state that this chunk's y is formed from is to be stored; null if
@@ -405,11 +436,8 @@ class ScanState {
                                 const uint32_t (&a)[2][4]) const {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      uint32_t piece[4] = {a[0][i], a[0][2 + i], a[1][i], a[1][2 + i]};
-      TransposeQuad(piece);
-      *reinterpret_cast<uint4*>(
-          slab + SlabOffset(Row() + 8 * i, 4 * half + lane_ % 4)) =
-          make_uint4(piece[0], piece[1], piece[2], piece[3]);
+      uint32_t words[4] = {a[0][i], a[0][2 + i], a[1][i], a[1][2 + i]};
+      StoreRowWords(slab, Row() + 8 * i, 4 * half, words);
     }
   }
 
@@ -421,7 +449,7 @@ class ScanState {
   const int column_;         // this warpgroup's first value
   const uint32_t fragment_;  // this lane's place in 16 rows of a slab, as
                              // ldmatrix and stmatrix want it
-  float state_[C::kSlabs][32];
+  alignas(16) float state_[C::kSlabs][32];
 };
 
 }  // namespace gla::internal

@@ -52,6 +52,28 @@ __device__ inline void AccumulateGates(int thread, SteepChannels& channels) {
   b = {sum.x + before, sum.y + before, sum.z + before, sum.w + before};
 }
 
+// Adds the terms q k e^(b_t - b_u) of channel `c` to a thread's elements of a
+// chunk's scores, in wgmma's order from (row, column) on. Rows are queries and
+// columns keys, or the other way round if kReverse.
+template <bool kReverse, int kSize>
+__device__ inline void AddSteepTerms(const SteepChannels& channels, int c,
+                                     float scale, int row, int column,
+                                     float (&p)[kSize]) {
+  const float* const b = channels.b[c];
+  const __nv_bfloat16* const row_value =
+      kReverse ? channels.k[c] : channels.q[c];
+  const __nv_bfloat16* const column_value =
+      kReverse ? channels.q[c] : channels.k[c];
+#pragma unroll
+  for (int e = 0; e < kSize; ++e) {
+    const int i = row + e / 2 % 2 * 8, j = column + e / 4 * 8 + e % 2;
+    if (kReverse ? j < i : i < j) continue;
+    const float difference = kReverse ? b[j] - b[i] : b[i] - b[j];
+    p[e] += scale * __bfloat162float(row_value[i]) *
+            __bfloat162float(column_value[j]) * Exp2(difference);
+  }
+}
+
 }  // namespace gla::internal
 
 #endif  // GLA_KERNELS_GLA_CHUNK_GLA_SM90_STEEP_CUH_

@@ -1,0 +1,102 @@
+// The load warpgroup of the state pass where operands come gated
+// (chunk_gla_sm90_scan.cuh): one thread loads; without output, two warps also
+// multiply up the decays of the piece.
+#ifndef GLA_KERNELS_GLA_CHUNK_GLA_SM90_SCAN_LOADS_CUH_
+#define GLA_KERNELS_GLA_CHUNK_GLA_SM90_SCAN_LOADS_CUH_
+
+#include "kernels/gla/chunk_gla_sm90_scan_shared.cuh"
+
+namespace gla::internal {
+
+template <typename C>
+class ScanLoads {
+ public:
+  __device__ ScanLoads(const ScanParams& params, const ScanWork& work,
+                       ScanShared<C>& shared, int rank)
+      : params_(params), work_(work), shared_(shared), rank_(rank) {}
+
+  __device__ void Run() {
+    const int thread = threadIdx.x % 128;
+    if (thread == 0) {
+#pragma unroll 1
+      for (int i = 0; i < work_.chunks; ++i) Load(i);
+    }
+    if (!C::kOutput && thread >= 32 && thread < 32 + C::K / 4) {
+      MultiplyDecays(thread - 32);
+    }
+  }
+
+ private:
+  using Operands = ChunkOperands<C::K>;
+  static_assert(C::K / 4 <= 64, "two warps have all channels' decays");
+
+  // This block's share of step i's operands, for the whole cluster, and its x.
+  __device__ void Load(int i) {
+    const int stage = i % C::kStages;
+    const uint32_t before = Parity<C::kStages>(i) ^ 1;
+    auto& tiles = shared_.stage[stage];
+    auto& decay = shared_.decay[stage];
+    const uint32_t full = SharedAddress(&shared_.full[stage]);
+    const int64_t slot =
+        work_.first_segment * kSegmentChunks + ChunkAt<C>(work_, i);
+    const Operands& from = static_cast<const Operands*>(
+        params_.args.operands)[slot * params_.args.shape.H + work_.h];
+    const auto& from_a = C::kReverse ? from.k : from.q;
+    const auto& from_b = C::kReverse ? from.q : from.k;
+    if constexpr (C::kOutput) {
+      BarrierWait(SharedAddress(&shared_.a_empty[stage]), before);
+      BarrierArriveExpect(full, sizeof(tiles.a) + kSlabBytes);
+      LoadShare(tiles.a, from_a, full);
+      LoadShare(shared_.scores[stage], from.scores, full);
+    }
+    BarrierWait(SharedAddress(&shared_.empty[stage]), before);
+    BarrierArriveExpect(full, sizeof(tiles.b) + sizeof(decay));
+    LoadShare(tiles.b, from_b, full);
+    LoadShare(decay, from.decay, full);
+    LoadX<C>(params_, work_, shared_, i);
+  }
+
+  // This block's part of an array, to the same place in all blocks.
+  template <typename T, int kSize>
+  __device__ void LoadShare(T (&to)[kSize], const T (&from)[kSize],
+                            uint32_t full) {
+    constexpr int kShare = kSize / C::kCluster;
+    const int first = rank_ * kShare;
+    BulkLoadMulticast(SharedAddress(&to[first]), &from[first],
+                      kShare * sizeof(T), full, (1 << C::kCluster) - 1);
+  }
+
+  // Of four channels a thread.
+  __device__ void MultiplyDecays(int thread) {
+    const int slab = thread / 16, channel = thread % 16 * 4;
+    float product[4] = {1, 1, 1, 1};
+#pragma unroll 1
+    for (int i = 0; i < work_.chunks; ++i) {
+      const int stage = i % C::kStages;
+      const SlabDecay& decay = shared_.decay[stage][slab];
+      BarrierWait(SharedAddress(&shared_.full[stage]), Parity<C::kStages>(i));
+#pragma unroll
+      for (int c = 0; c < 4; ++c) {
+        const int row = (channel + c) % 8 / 2;
+        const int column = (channel + c) / 8 * 2 + c % 2;
+        product[c] *= decay.edge[row][column] * decay.mid[row][column];
+      }
+      __syncwarp();
+      if (thread % 32 < C::kCluster) {
+        ClusterBarrierArrive(
+            ClusterAddress(SharedAddress(&shared_.empty[stage]), thread % 32));
+      }
+    }
+    float* const to = PieceDecay<C>(params_.args, work_, slab) + channel;
+    for (int c = 0; c < 4; ++c) to[c] = product[c];
+  }
+
+  const ScanParams& params_;
+  const ScanWork& work_;
+  ScanShared<C>& shared_;
+  const int rank_;
+};
+
+}  // namespace gla::internal
+
+#endif  // GLA_KERNELS_GLA_CHUNK_GLA_SM90_SCAN_LOADS_CUH_
