@@ -34,10 +34,6 @@ void TakePieces(const ChunkGlaShape& s, WorkspaceLayout* layout,
   scan->piece_decays = layout->Take<float>(keys);
 }
 
-int64_t StateBytes(const ChunkGlaShape& s) {
-  return StateElements(s) * sizeof(__nv_bfloat16);
-}
-
 // A pass over the sequences, in one piece each or in several.
 cudaError_t Scan(const ScanArgs& args, bool reverse, cudaStream_t stream) {
   const auto scan = reverse ? ScanReverse : ScanForward;
@@ -82,10 +78,22 @@ FwdWorkspace LayOutFwd(const ChunkGlaShape& s, void* base) {
   return w;
 }
 
-// Saved are the states of the forward pass and, behind them, the operands.
-void* SavedOperands(const ChunkGlaShape& s, const void* saved) {
-  return const_cast<uint8_t*>(static_cast<const uint8_t*>(saved)) +
-         StateBytes(s);
+struct Saved {
+  __nv_bfloat16* states;
+  void* operands;
+  float* log_decays;
+  int64_t bytes;
+};
+
+Saved LayOutSaved(const ChunkGlaShape& s, const void* base) {
+  WorkspaceLayout layout(const_cast<void*>(base));
+  Saved saved;
+  saved.states = layout.Take<__nv_bfloat16>(StateElements(s));
+  saved.operands = layout.Take<uint8_t>(OperandBytes(s));
+  saved.log_decays =
+      layout.Take<float>(SegmentSlots(s) * kSegmentChunks * s.H * s.K);
+  saved.bytes = layout.bytes();
+  return saved;
 }
 
 cudaError_t TunedFwd(const ChunkGlaFwdCudaArgs& args, cudaStream_t stream) {
@@ -101,11 +109,13 @@ cudaError_t TunedFwd(const ChunkGlaFwdCudaArgs& args, cudaStream_t stream) {
   scan.cu_seqlens = args.cu_seqlens;
   scan.initial_state = args.initial_state;
   scan.final_state = args.final_state;
-  scan.segment_states = static_cast<__nv_bfloat16*>(args.saved);
+  Saved saved = {};
+  if (args.saved != nullptr) saved = LayOutSaved(args.shape, args.saved);
+  scan.segment_states = saved.states;
+  scan.log_decays = saved.log_decays;
   if (OperandBytes(args.shape) > 0) {
-    void* const operands = args.saved != nullptr
-                               ? SavedOperands(args.shape, args.saved)
-                               : w.operands;
+    void* const operands =
+        saved.operands != nullptr ? saved.operands : w.operands;
     scan.operands = operands;
     const OperandArgs gate = {.shape = args.shape,
                               .scale = args.scale,
@@ -113,7 +123,8 @@ cudaError_t TunedFwd(const ChunkGlaFwdCudaArgs& args, cudaStream_t stream) {
                               .k = scan.k,
                               .g = scan.g,
                               .cu_seqlens = args.cu_seqlens,
-                              .operands = operands};
+                              .operands = operands,
+                              .log_decays = saved.log_decays};
     if (cudaError_t error = GateChunks(gate, stream)) return error;
   }
   return Scan(scan, /*reverse=*/false, stream);
@@ -121,12 +132,14 @@ cudaError_t TunedFwd(const ChunkGlaFwdCudaArgs& args, cudaStream_t stream) {
 
 cudaError_t TunedBwd(const ChunkGlaBwdCudaArgs& args, cudaStream_t stream) {
   BwdWorkspace w = LayOutBwd(args.shape, args.workspace);
+  const Saved saved = LayOutSaved(args.shape, args.saved);
   w.scan.shape = args.shape;
   w.scan.scale = args.scale;
   w.scan.q = static_cast<const __nv_bfloat16*>(args.q);
   w.scan.k = static_cast<const __nv_bfloat16*>(args.k);
   w.scan.g = args.g;
-  w.scan.operands = SavedOperands(args.shape, args.saved);
+  w.scan.operands = saved.operands;
+  w.scan.log_decays = nullptr;
   w.scan.x = static_cast<const __nv_bfloat16*>(args.d_o);
   w.scan.y = static_cast<__nv_bfloat16*>(args.dv);
   w.scan.cu_seqlens = args.cu_seqlens;
@@ -143,7 +156,8 @@ cudaError_t TunedBwd(const ChunkGlaBwdCudaArgs& args, cudaStream_t stream) {
       .g = args.g,
       .d_o = w.scan.x,
       .cu_seqlens = args.cu_seqlens,
-      .states = static_cast<const __nv_bfloat16*>(args.saved),
+      .log_decays = saved.log_decays,
+      .states = saved.states,
       .d_states = w.d_states,
       .dq = static_cast<__nv_bfloat16*>(args.dq),
       .dk = static_cast<__nv_bfloat16*>(args.dk),
@@ -215,7 +229,7 @@ using internal::HasTunedShape;
 
 int64_t ChunkGlaSavedBytes(const ChunkGlaShape& shape) {
   if (!HasTunedShape(shape)) return 0;
-  return internal::StateBytes(shape) + internal::OperandBytes(shape);
+  return internal::LayOutSaved(shape, nullptr).bytes;
 }
 
 int64_t ChunkGlaFwdWorkspaceBytes(const ChunkGlaShape& shape) {

@@ -104,6 +104,15 @@ class GradGates {
             static_cast<const float*>(params_.args.g) + offset);
       }
     };
+    Gates decay = {};  // of the chunk
+    if (rows > 0) {
+      LoadSums(params_.args.log_decays +
+                   ((work.slot * kSegmentChunks + c) * params_.args.shape.H +
+                    work.h) *
+                       C::K +
+                   (work.slice * C::kMains + slab) * 64 + 8 * piece,
+               decay);
+    }
     Gates b = {}, all;
 #pragma unroll 1
     for (int r = first; r < first + kRows; r += 4) {
@@ -114,15 +123,16 @@ class GradGates {
       for (int i = 0; i < 4; ++i) AddGates(g[i], b);
     }
     SumRowGroups(b, b, all);
-    if constexpr (kUnitWarps == 2) AddOtherHalf(c, part, b, all);
+    if constexpr (kUnitWarps == 2) AddFirstHalf(c, part, all, b);
     if (part == 0 && lane_ < 8) {
-      StoreSums(all, &shared_.log_decay[buffer][c][slab * 64 + 8 * piece]);
+      StoreSums(decay, &shared_.log_decay[buffer][c][slab * 64 + 8 * piece]);
     }
+    Gates shift;
     bool any = false;
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
-      any |= IsSteep(all[i]);
-      all[i] = KeyShift(all[i]);
+      any |= IsSteep(decay[i]);
+      shift[i] = KeyShift(decay[i]);
     }
     any = __any_sync(0xffffffff, any);
     if (part == 0 && lane_ == 0) shared_.any_steep[buffer][slab][c] = any;
@@ -144,25 +154,24 @@ class GradGates {
         Gates x;
         GateQuery(q[i], b, params_.args.scale, x);
         *PieceAt(gated.q[c], r + i) = Round(x);
-        GateKey(k[i], b, all, x);
+        GateKey(k[i], b, shift, x);
         *PieceAt(gated.k[c], r + i) = Round(x);
         *PieceAt(gated.b[c], r + i) = LogUnits(b);
       }
     }
   }
 
-  // From sums within half a chunk to sums within all of it.
-  __device__ void AddOtherHalf(int c, int part, Gates& before, Gates& all) {
-    float(*const totals)[64] = shared_.totals[c];
-    if (lane_ < 8) StoreSums(all, &totals[part][8 * lane_]);
+  // From sums within half a chunk, `all` of them, to sums within the chunk.
+  __device__ void AddFirstHalf(int c, int part, const Gates& all,
+                               Gates& before) {
+    float(&total)[64] = shared_.first_half[c];
+    if (part == 0 && lane_ < 8) StoreSums(all, &total[8 * lane_]);
     NamedBarrier(kGradGateBarrier, 128);
-    Gates first;
-    LoadSums(&totals[0][lane_ % 8 * 8], first);
-    LoadSums(&totals[1][lane_ % 8 * 8], all);
+    if (part == 1) {
+      Gates first;
+      LoadSums(&total[lane_ % 8 * 8], first);
 #pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      if (part == 1) before[i] += first[i];
-      all[i] += first[i];
+      for (int i = 0; i < 8; ++i) before[i] += first[i];
     }
     NamedBarrier(kGradGateBarrier, 128);  // All have read.
   }

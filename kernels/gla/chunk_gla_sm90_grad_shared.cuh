@@ -146,7 +146,7 @@ struct GradShared {
   uint8_t d_a[3][kSlabBytes];
   Stage stage[C::kStages];
   float log_decay[C::kBuffers][kSegmentChunks][C::kMains * 64];  // B
-  float totals[kSegmentChunks][2][64];  // gates of half chunks added up
+  float first_half[kSegmentChunks][64];  // gates of half chunks added up
   int32_t any_steep[C::kBuffers][C::kMains][kSegmentChunks];
   SteepChannels steep[C::kMains];
   uint64_t full[C::kStages];

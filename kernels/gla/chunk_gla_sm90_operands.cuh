@@ -293,6 +293,10 @@ class OperandKernelRoles {
   __device__ void Note(const Units& unit, int channel, const Gates& all) {
     SlabDecay& decay = shared_.decay[unit.slot()];
     StoreDecay(all, channel, decay);
+    if (args_.log_decays != nullptr) {
+      StoreSums(all, args_.log_decays + unit.output * C::K + unit.unit * 64 +
+                         channel);
+    }
     bool* const is_steep =
         &shared_.is_steep[unit.note()][unit.unit * 64 + channel];
 #pragma unroll

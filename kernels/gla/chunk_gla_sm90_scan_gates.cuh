@@ -61,6 +61,12 @@ class ScanGates {
     if (!C::kOutput) {
 #pragma unroll
       for (int c = 0; c < kChannels; ++c) sums_[c] += all[c];
+    } else if (!C::kReverse && args_.log_decays != nullptr && first_row_ == 0) {
+      const int64_t slot =
+          work_.first_segment * kSegmentChunks + ChunkAt<C>(work_, i);
+      StoreSums(all, args_.log_decays +
+                         (slot * args_.shape.H + work_.h) * C::K +
+                         OwnSlab(own_) * 64 + Channel());
     }
     BarrierWait(SharedAddress(&shared_.raw_full[i % C::kRaws]),
                 Parity<C::kRaws>(i));

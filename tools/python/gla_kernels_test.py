@@ -13,6 +13,7 @@ usage: python3 gla_kernels_test.py [--only=GROUP,...] [--quick] [--fla=FOLDER] [
 import argparse
 import contextlib
 import itertools
+import math
 import os
 import sys
 import traceback
@@ -421,6 +422,21 @@ def guard_boundary():
             yield (f"{K}x{V} {total} {name}",
                    lambda K=K, V=V, gates=gates: check(
                        chunk_gla, problem(1, 200, 2, K, V, gates=gates), STRONG_DECAY_LIMITS))
+
+
+@group
+def guard_rounding():
+    """Sums of a chunk's gates so close to where it changes its path that the order of adding them
+    decides: all passes must take the same."""
+
+    def gates(g):
+        for chunk in g.split(64, dim=1):
+            chunk *= -86 * math.log(2) / chunk.double().sum(1, keepdim=True)
+        return g
+
+    for K, V in TUNED_HEADS[-1:] if options.quick else TUNED_HEADS:
+        yield f"{K}x{V}", lambda K=K, V=V: check(
+            chunk_gla, problem(1, 256, 4, K, V, gate_dtype=FP32, gates=gates), STRONG_DECAY_LIMITS)
 
 
 # ---- Shapes --------------------------------------------------------------------------------------
