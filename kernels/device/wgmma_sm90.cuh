@@ -153,6 +153,7 @@ __device__ inline void Touch(float (&d)[kSize]) {
 #pragma unroll
   for (int i = 0; i < kSize; ++i) asm volatile("" : "+f"(d[i])::"memory");
 }
+
 // Two floats rounded to bf16 in one register, `low` in the low half.
 __device__ inline uint32_t PackBf16(float low, float high) {
   uint32_t packed;

@@ -37,7 +37,7 @@ struct OperandArgs {
   const __nv_bfloat16 *q, *k;  // [B, T, H, K]
   const void* g;               // [B, T, H, K]
   const int32_t* cu_seqlens;
-  void* operands;     // at a multiple of 128 bytes
+  void* operands;     // overwritten; at a multiple of 128 bytes
   float* log_decays;  // as in ScanArgs
 };
 cudaError_t GateChunks(const OperandArgs& args, cudaStream_t stream);
@@ -67,9 +67,9 @@ struct ScanArgs {
   // segment. Reverse: dS after it, times `edge` (chunk_gla_sm90.cuh) of the
   // segment's last chunk, as that chunk's dv and dk need it.
   __nv_bfloat16* segment_states;
-  // The gates of every chunk added up, in powers of two, [2
-  // SegmentSlots][H][K]; null: not wanted. Written by the forward pass where it
-  // gates, with y.
+  // The gates of every chunk added up, in powers of two, as
+  // [2 SegmentSlots][H][K]; null: not wanted. Written by the forward pass where
+  // it gates, with y.
   float* log_decays;
   // With pieces > 1: [N, H, pieces, V / 64, K / 64, 8, 128, 4], in the order in
   // which a state warpgroup's threads hold it (wgmma_sm90.cuh; rows are values,
@@ -99,9 +99,8 @@ struct GradArgs {
   // As the forward pass left them: which channels are steep must be the same in
   // all passes, and sums in another order could differ.
   const float* log_decays;
-  const __nv_bfloat16* states;  // S before each segment
-  const __nv_bfloat16*
-      d_states;  // dS after each segment, as ScanReverse has it
+  // S before each segment and dS after it, as the two passes stored them.
+  const __nv_bfloat16 *states, *d_states;
   __nv_bfloat16 *dq, *dk;
   void* dg;
 };

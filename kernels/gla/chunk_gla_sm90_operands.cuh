@@ -6,10 +6,9 @@
 //
 //   warps 0 .. 15 (gates)    two teams, every other unit each: q~, k^ and what
 //       rounding left out of both, in the place of q, k and 16-bit gates
-//   warps 16 .. 19 (scores)  mask(q~ k^^T), with q~ and k^ in two bf16 parts
-//   (the
-//       product of the small parts is left out): scores are as good as from
-//       float32 operands
+//   warps 16 .. 19 (scores)  mask(q~ k^^T), with q~ and k^ in two bf16 parts:
+//       scores are as good as from float32 operands (the product of the small
+//       parts is left out)
 //   warp 20 (copies)         one thread loads q, k, g and stores q~ and k^
 //
 // Barriers, of a slot:
