@@ -23,6 +23,16 @@ constexpr gla_shape kShape = {.B = 2,
                               .dtype = GLA_BFLOAT16,
                               .gate_dtype = GLA_FLOAT32};
 
+// Whose backward pass needs workspace.
+constexpr gla_shape kShapeWithWorkspace = {.B = 2,
+                                           .T = 3,
+                                           .H = 2,
+                                           .K = 128,
+                                           .V = 256,
+                                           .N = 2,
+                                           .dtype = GLA_BFLOAT16,
+                                           .gate_dtype = GLA_FLOAT32};
+
 // Addresses that only the checks look at.
 alignas(256) char memory[512];
 constexpr int64_t kPlenty = int64_t{1} << 40;
@@ -150,6 +160,7 @@ TEST(GlaKernelsTest, NamesMisalignedTensors) {
   EXPECT_THAT(gla_last_error(), HasSubstr("saved is at address"));
 
   gla_chunk_bwd_args bwd = ChunkBwdArgs();
+  bwd.shape = kShapeWithWorkspace;
   bwd.workspace = memory + 128;
   EXPECT_EQ(gla_chunk_bwd(&bwd, nullptr), GLA_INVALID_ARGUMENT);
   EXPECT_THAT(gla_last_error(), HasSubstr("workspace is at address"));
@@ -213,9 +224,10 @@ TEST(GlaKernelsTest, ChecksTheGatedRmsNorm) {
 
 TEST(GlaKernelsTest, NamesBuffersThatAreTooSmall) {
   gla_chunk_bytes bytes;
-  ASSERT_EQ(gla_chunk_sizes(&kShape, &bytes), GLA_OK);
+  ASSERT_EQ(gla_chunk_sizes(&kShapeWithWorkspace, &bytes), GLA_OK);
   ASSERT_GT(bytes.bwd_workspace, 0);
   gla_chunk_bwd_args args = ChunkBwdArgs();
+  args.shape = kShapeWithWorkspace;
   args.workspace_bytes = bytes.bwd_workspace - 1;
   EXPECT_EQ(gla_chunk_bwd(&args, nullptr), GLA_INVALID_ARGUMENT);
   EXPECT_THAT(gla_last_error(), HasSubstr("workspace has"));

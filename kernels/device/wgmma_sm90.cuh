@@ -185,6 +185,15 @@ __device__ inline void LoadMatrixTransposed(uint32_t row, uint32_t (&a)[4]) {
       : "r"(row)
       : "memory");
 }
+// Writes four 8 x 8 matrices; lanes 8 m .. 8 m + 7 give the addresses of matrix
+// m's rows.
+__device__ inline void StoreMatrix(uint32_t row, const uint32_t (&a)[4]) {
+  asm volatile(
+      "stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(
+          row),
+      "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3])
+      : "memory");
+}
 // Writes four 8 x 8 matrices, transposed.
 __device__ inline void StoreMatrixTransposed(uint32_t row,
                                              const uint32_t (&a)[4]) {

@@ -22,7 +22,7 @@ int64_t NumPieces(const ChunkGlaShape& s) {
 }
 
 int64_t StateElements(const ChunkGlaShape& s) {
-  return SegmentSlots(s) * s.H * s.K * s.V;
+  return StateSlots(s) * s.H * s.K * s.V;
 }
 
 void TakePieces(const ChunkGlaShape& s, WorkspaceLayout* layout,
@@ -34,18 +34,17 @@ void TakePieces(const ChunkGlaShape& s, WorkspaceLayout* layout,
   scan->piece_decays = layout->Take<float>(keys);
 }
 
-// A pass over the sequences, in one piece each or in several.
-cudaError_t Scan(const ScanArgs& args, bool reverse, cudaStream_t stream) {
+// The state before each piece of a pass, if it has several.
+cudaError_t StartPieces(const ScanArgs& args, bool reverse,
+                        cudaStream_t stream) {
+  if (args.pieces == 1) return cudaSuccess;
+  ScanArgs states_only = args;
+  states_only.y = nullptr;
+  states_only.final_state = nullptr;
+  states_only.states = nullptr;
   const auto scan = reverse ? ScanReverse : ScanForward;
-  if (args.pieces > 1) {
-    ScanArgs states_only = args;
-    states_only.y = nullptr;
-    states_only.final_state = nullptr;
-    states_only.segment_states = nullptr;
-    if (cudaError_t error = scan(states_only, stream)) return error;
-    if (cudaError_t error = ChainPieces(args, reverse, stream)) return error;
-  }
-  return scan(args, stream);
+  if (cudaError_t error = scan(states_only, stream)) return error;
+  return ChainPieces(args, reverse, stream);
 }
 
 struct BwdWorkspace {
@@ -58,7 +57,8 @@ BwdWorkspace LayOutBwd(const ChunkGlaShape& s, void* base) {
   WorkspaceLayout layout(base);
   BwdWorkspace w;
   TakePieces(s, &layout, &w.scan);
-  w.d_states = layout.Take<__nv_bfloat16>(StateElements(s));
+  w.d_states = layout.Take<__nv_bfloat16>(
+      HasScanBackward(s.V) ? 0 : StateElements(s));
   w.bytes = layout.bytes();
   return w;
 }
@@ -111,7 +111,7 @@ cudaError_t TunedFwd(const ChunkGlaFwdCudaArgs& args, cudaStream_t stream) {
   scan.final_state = args.final_state;
   Saved saved = {};
   if (args.saved != nullptr) saved = LayOutSaved(args.shape, args.saved);
-  scan.segment_states = saved.states;
+  scan.states = saved.states;
   scan.log_decays = saved.log_decays;
   if (OperandBytes(args.shape) > 0) {
     void* const operands =
@@ -127,7 +127,8 @@ cudaError_t TunedFwd(const ChunkGlaFwdCudaArgs& args, cudaStream_t stream) {
                               .log_decays = saved.log_decays};
     if (cudaError_t error = GateChunks(gate, stream)) return error;
   }
-  return Scan(scan, /*reverse=*/false, stream);
+  if (auto e = StartPieces(scan, /*reverse=*/false, stream)) return e;
+  return ScanForward(scan, stream);
 }
 
 cudaError_t TunedBwd(const ChunkGlaBwdCudaArgs& args, cudaStream_t stream) {
@@ -145,8 +146,7 @@ cudaError_t TunedBwd(const ChunkGlaBwdCudaArgs& args, cudaStream_t stream) {
   w.scan.cu_seqlens = args.cu_seqlens;
   w.scan.initial_state = args.d_final_state;
   w.scan.final_state = args.d_initial_state;
-  w.scan.segment_states = w.d_states;
-  if (cudaError_t error = Scan(w.scan, /*reverse=*/true, stream)) return error;
+  w.scan.states = w.d_states;
   const GradArgs grad = {
       .shape = args.shape,
       .scale = args.scale,
@@ -163,6 +163,9 @@ cudaError_t TunedBwd(const ChunkGlaBwdCudaArgs& args, cudaStream_t stream) {
       .dk = static_cast<__nv_bfloat16*>(args.dk),
       .dg = args.dg,
   };
+  if (auto e = StartPieces(w.scan, /*reverse=*/true, stream)) return e;
+  if (HasScanBackward(args.shape.V)) return ScanBackward(w.scan, grad, stream);
+  if (auto e = ScanReverse(w.scan, stream)) return e;
   return SegmentGradients(grad, stream);
 }
 

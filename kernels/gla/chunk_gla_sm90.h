@@ -26,6 +26,17 @@ bool HasTunedShape(const ChunkGlaShape& shape);
 // Slots for stored states: sequences times segments, with gaps (FirstSegment).
 int64_t SegmentSlots(const ChunkGlaShape& shape);
 
+// Whether ScanBackward is the whole backward pass.
+constexpr bool HasScanBackward(int64_t V) { return V == 128; }
+
+// Chunks from one stored state to the next, and slots for these.
+constexpr int StateChunks(int64_t V) {
+  return HasScanBackward(V) ? 1 : kSegmentChunks;
+}
+inline int64_t StateSlots(const ChunkGlaShape& shape) {
+  return SegmentSlots(shape) * (kSegmentChunks / StateChunks(shape.V));
+}
+
 // A stored state is bf16, [slot][H][K / 64][V / 64] slabs (wgmma_sm90.cuh, as
 // they lie in shared memory) whose rows are 64 values and columns 64 channels.
 
@@ -63,10 +74,10 @@ struct ScanArgs {
   // direction of the pass; null: zero, not wanted.
   const float* initial_state;  // [N, H, K, V]
   float* final_state;          // [N, H, K, V]
-  // Stored states, one a segment; null: not wanted. Forward: S before the
-  // segment. Reverse: dS after it, times `edge` (chunk_gla_sm90.cuh) of the
+  // Stored states, one every StateChunks; null: not wanted. Forward: S before
+  // these. Reverse: dS after it, times `edge` (chunk_gla_sm90.cuh) of the
   // segment's last chunk, as that chunk's dv and dk need it.
-  __nv_bfloat16* segment_states;
+  __nv_bfloat16* states;
   // The gates of every chunk added up, in powers of two, as
   // [2 SegmentSlots][H][K]; null: not wanted. Written by the forward pass where
   // it gates, with y.
@@ -99,12 +110,17 @@ struct GradArgs {
   // As the forward pass left them: which channels are steep must be the same in
   // all passes, and sums in another order could differ.
   const float* log_decays;
-  // S before each segment and dS after it, as the two passes stored them.
+  // As the two passes stored them.
   const __nv_bfloat16 *states, *d_states;
   __nv_bfloat16 *dq, *dk;
   void* dg;
 };
 cudaError_t SegmentGradients(const GradArgs& args, cudaStream_t stream);
+
+// The reverse pass and the gradients at once, where HasScanBackward: `scan` as
+// for ScanReverse, without stored states; `grad` without `d_states`.
+cudaError_t ScanBackward(const ScanArgs& scan, const GradArgs& grad,
+                         cudaStream_t stream);
 
 }  // namespace gla::internal
 

@@ -8,13 +8,7 @@ cudaError_t LaunchForShape(const GradArgs& args, cudaStream_t stream) {
   if (args.shape.K == 256) {
     return LaunchGrad<GradConfig<256, 512, Gate>>(args, stream);
   }
-  if (args.shape.V == 256) {
-    return LaunchGrad<GradConfig<128, 256, Gate>>(args, stream);
-  }
-  if (args.shape.K == 128) {
-    return LaunchGrad<GradConfig<128, 128, Gate>>(args, stream);
-  }
-  return LaunchGrad<GradConfig<64, 128, Gate>>(args, stream);
+  return LaunchGrad<GradConfig<128, 256, Gate>>(args, stream);
 }
 
 }  // namespace

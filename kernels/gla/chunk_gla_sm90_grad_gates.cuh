@@ -180,18 +180,6 @@ class GradGates {
     return reinterpret_cast<Piece*>(slab + SlabOffset(row, lane_ % 8));
   }
 
-  // -kLogUnits b rounded to integers of 16 bits.
-  static __device__ Piece LogUnits(const Gates& b) {
-    const auto units = [&b](int i) {
-      constexpr float kIntegers = 1 << 23;  // floats from here on are integers
-      return __float_as_uint(fminf(b[i] * -kLogUnits, 65535) + kIntegers);
-    };
-    const auto pair = [&units](int i) {
-      return __byte_perm(units(i), units(i + 1), 0x5410);
-    };
-    return {{pair(0), pair(2), pair(4), pair(6)}};
-  }
-
   // The gradients that are in a buffer.
   __device__ void Store(int buffer) {
     if (works_[buffer].rows == kSegment) {

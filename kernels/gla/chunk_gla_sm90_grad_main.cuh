@@ -5,7 +5,6 @@
 
 #include "kernels/gla/chunk_gla_sm90_gating.cuh"
 #include "kernels/gla/chunk_gla_sm90_grad_shared.cuh"
-#include "kernels/gla/chunk_gla_sm90_grad_steep.cuh"
 
 namespace gla::internal {
 
@@ -16,9 +15,7 @@ class GradMain {
                       int group)
       : params_(params),
         shared_(shared),
-        thread_{group, WarpOfGroup(), static_cast<int>(threadIdx.x % 32)},
-        fragment_(SlabOffset((thread_.lane & 7) + ((thread_.lane >> 4) << 3),
-                             2 * thread_.warp + ((thread_.lane >> 3) & 1))) {}
+        thread_{group, WarpOfGroup(), static_cast<int>(threadIdx.x % 32)} {}
 
   __device__ void Run() {
     GradItems<C> items;
@@ -254,28 +251,9 @@ class GradMain {
     }
   }
 
-  // The sum of k^ d over a chunk's tokens.
-  __device__ void KeyFlow(int c, const float (&d)[32], float (&sum)[2]) const {
-    const int rows = work_.RowsOf(c);
-    sum[0] = sum[1] = 0;
-#pragma unroll
-    for (int s = 0; s < 4; ++s) {
-      uint32_t x[4];
-      LoadMatrixTransposed(SharedAddress(Gated().k[c]) + fragment_ + 2048 * s,
-                           x);
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int e = 8 * s + 2 * i;
-        if (thread_.Token(e) < rows) sum[i % 2] += LowFloat(x[i]) * d[e];
-        if (thread_.Token(e + 1) < rows)
-          sum[i % 2] += HighFloat(x[i]) * d[e + 1];
-      }
-    }
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      sum[i] += __shfl_xor_sync(0xffffffff, sum[i], 1);
-      sum[i] += __shfl_xor_sync(0xffffffff, sum[i], 2);
-    }
+  __device__ void KeyFlow(int c, const float (&d)[32], float (&sum)[2]) {
+    const GradChunk chunk = Chunk(c);
+    Elements(params_.args, chunk, thread_).KeyFlow(d, sum);
   }
 
   // --- Gradients of a chunk, each in the place of an operand.
@@ -283,128 +261,43 @@ class GradMain {
   // `flow` is what flows out of the chunk, and becomes what flows into it.
   __device__ void Finish(int c, float (&q)[32], float (&k)[32],
                          float (&flow)[2]) {
-    const int rows = work_.RowsOf(c);
+    const GradChunk chunk = Chunk(c);
+    const Elements elements(params_.args, chunk, thread_);
     const bool any_steep = shared_.any_steep[work_.buffer][thread_.group][c];
     bool steep[2] = {false, false};
     if (any_steep) {
-      const GradSteep<C> channels(params_.args, shared_, work_, thread_);
-      channels.Add(c, q, k);
-      steep[0] = channels.IsSteep(c, thread_.Channel(0));
-      steep[1] = channels.IsSteep(c, thread_.Channel(1));
+      const auto is_steep = [this, c](int channel) {
+        return IsSteep(shared_.log_decay[work_.buffer][c]
+                                        [thread_.group * 64 + channel]);
+      };
+      GradSteep<Gate, GradArgs, 32>(params_.args, chunk, thread_,
+                                    shared_.steep[thread_.group])
+          .Add(kGradMainBarrier + thread_.group, is_steep, q, k);
+      steep[0] = is_steep(thread_.Channel(0));
+      steep[1] = is_steep(thread_.Channel(1));
     }
-    const uint32_t q_slab = SharedAddress(Gated().q[c]) + fragment_;
-    const uint32_t k_slab = SharedAddress(Gated().k[c]) + fragment_;
-    const uint32_t b_slab = SharedAddress(Gated().b[c]) + fragment_;
-#pragma unroll
-    for (int s = 0; s < 4; ++s) {
-      uint32_t x[4], y[4], b[4];
-      LoadMatrixTransposed(q_slab + 2048 * s, x);
-      LoadMatrixTransposed(k_slab + 2048 * s, y);
-      LoadMatrixTransposed(b_slab + 2048 * s, b);
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int e = 8 * s + 2 * i;
-        FinishPair(e, rows, steep[i % 2], x[i], y[i], b[i], q, k);
-      }
-      StoreMatrixTransposed(q_slab + 2048 * s, x);
-      StoreMatrixTransposed(k_slab + 2048 * s, y);
-    }
-    SumTerms(q, flow);
-    if (any_steep) ZeroResets(c, q);
-    if constexpr (sizeof(Gate) == 2) {
-#pragma unroll
-      for (int s = 0; s < 4; ++s) {
-        uint32_t a[4];
-        PackOperand(q, s, a);
-        StoreMatrixTransposed(b_slab + 2048 * s, a);
-      }
-    } else {
-      float* const to = static_cast<float*>(params_.args.dg);
-#pragma unroll
-      for (int e = 0; e < 32; ++e) {
-        if (thread_.Token(e) < rows) {
-          to[work_.KeyOffset<C>(params_.args.shape.H, thread_.group, c,
-                                thread_.Token(e)) +
-             thread_.Channel(e / 2 % 2)] = q[e];
-        }
-      }
-    }
+    elements.StoreKeys(steep, q, k);
+    elements.SumTerms(q, flow);
+    elements.StoreGates(any_steep, q);
   }
 
-  // Elements e and e + 1, with their operands x = q~, y = k^ and gates: x and y
-  // become dq and dk, q the terms q~ dq~ - k^ dk^ of dg.
-  __device__ void FinishPair(int e, int rows, bool steep, uint32_t& x,
-                             uint32_t& y, uint32_t b, float (&q)[32],
-                             float (&k)[32]) {
-    float term[2], dq[2], dk[2];
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const uint32_t units = i == 0 ? b & 0xffff : b >> 16;
-      const float q_operand = i == 0 ? LowFloat(x) : HighFloat(x);
-      const float k_operand = i == 0 ? LowFloat(y) : HighFloat(y);
-      term[i] = q_operand * q[e + i] - k_operand * k[e + i];
-      dq[i] = q[e + i] * params_.args.scale * Exp2(units * (-1 / kLogUnits));
-      dk[i] = k[e + i] * Exp2(units * (1 / kLogUnits));
-    }
-    if (steep) {  // GradSteep has left them so.
-      term[0] = __uint_as_float(__byte_perm(x, y, 0x1054));
-      term[1] = __uint_as_float(__byte_perm(x, y, 0x3276));
-      dq[0] = q[e], dq[1] = q[e + 1];
-      dk[0] = k[e], dk[1] = k[e + 1];
-    }
-    x = PackBf16(dq[0], dq[1]);
-    y = PackBf16(dk[0], dk[1]);
-    q[e] = thread_.Token(e) < rows ? term[0] : 0;
-    q[e + 1] = thread_.Token(e + 1) < rows ? term[1] : 0;
-  }
+  using Elements = GradFinish<Gate, GradArgs, 32>;
 
-  // Terms to gradients: the sum of a token's and all later terms, plus `flow`,
-  // to which all are added.
-  __device__ void SumTerms(float (&term)[32], float (&flow)[2]) const {
-#pragma unroll
-    for (int j = 7; j >= 0; --j) {
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        float& first = term[4 * j + 2 * i];
-        float& second = term[4 * j + 2 * i + 1];
-        first += second;
-        // Sums over the pairs of later lanes of the quad.
-        float later = 0;
-#pragma unroll
-        for (int offset = 1; offset < 4; ++offset) {
-          const float x = __shfl_down_sync(0xffffffff, first, offset, 4);
-          if (thread_.lane % 4 + offset < 4) later += x;
-        }
-        const float all =
-            __shfl_sync(0xffffffff, first + later, thread_.lane & ~3);
-        first += later + flow[i];
-        second += later + flow[i];
-        flow[i] += all;
-      }
-    }
-  }
-
-  // dg is 0 where a gate is -inf.
-  __device__ void ZeroResets(int c, float (&term)[32]) {
-    const Gate* const g = static_cast<const Gate*>(params_.args.g);
-    const int rows = work_.RowsOf(c);
-#pragma unroll
-    for (int e = 0; e < 32; ++e) {
-      if (thread_.Token(e) < rows &&
-          static_cast<float>(
-              g[work_.KeyOffset<C>(params_.args.shape.H, thread_.group, c,
-                                   thread_.Token(e)) +
-                thread_.Channel(e / 2 % 2)]) == -INFINITY) {
-        term[e] = 0;
-      }
-    }
+  __device__ GradChunk Chunk(int c) {
+    auto& gated = Gated();
+    const int64_t H = params_.args.shape.H;
+    return {.first = work_.KeyOffset<C>(H, thread_.group, c, 0),
+            .stride = H * C::K,
+            .rows = work_.RowsOf(c),
+            .d_a = shared_.d_a[2 * c],
+            .q = gated.q[c],
+            .k = gated.k[c],
+            .b = gated.b[c]};
   }
 
   const GradParams& params_;
   GradShared<C>& shared_;
   const GradThread thread_;
-  const uint32_t fragment_;  // this lane's place in 16 rows of a slab, as
-                             // ldmatrix and stmatrix want it
   GradWork work_;
   int half_step_ = 0;
 };

@@ -5,7 +5,7 @@
 
 #include "kernels/device/tensor_map_sm90.h"
 #include "kernels/gla/chunk_gla_sm90.cuh"
-#include "kernels/gla/chunk_gla_sm90_steep.cuh"
+#include "kernels/gla/chunk_gla_sm90_grad_finish.cuh"
 
 namespace gla::internal {
 
@@ -38,9 +38,6 @@ struct GradParams {
   CUtensorMap q, k, g, dq, dk, d_g;  // [B T, H K]; boxes 64 x 64
 };
 
-// Cumulative gates of mild channels as 16-bit integers, -512 b.
-inline constexpr float kLogUnits = 512;
-
 // A slice of 64 kMains channels of a segment of a head.
 struct GradWork {
   int64_t row;  // the segment's first of the B T
@@ -59,17 +56,6 @@ struct GradWork {
     return ((row + chunk * kChunk + token) * H + h) * C::K +
            (slice * C::kMains + slab) * 64;
   }
-};
-
-// A thread of a main warpgroup, and what it has of a chunk's accumulators: rows
-// are channels, columns tokens.
-struct GradThread {
-  int group, warp, lane;
-
-  // The channels of its rows.
-  __device__ int Channel(int i) const { return warp * 16 + lane / 4 + 8 * i; }
-  // The token of element e, which is in row e / 2 % 2.
-  __device__ int Token(int e) const { return e / 4 * 8 + lane % 4 * 2 + e % 2; }
 };
 
 // A block's items, one after the other.

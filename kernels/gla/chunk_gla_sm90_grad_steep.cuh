@@ -1,55 +1,74 @@
-// Steep channels in the gradient kernel (chunk_gla_sm90_grad.cuh).
+// Steep channels' gradients within a chunk (chunk_gla_sm90_grad.cuh,
+// chunk_gla_sm90_backward.cuh).
 #ifndef GLA_KERNELS_GLA_CHUNK_GLA_SM90_GRAD_STEEP_CUH_
 #define GLA_KERNELS_GLA_CHUNK_GLA_SM90_GRAD_STEEP_CUH_
 
-#include "kernels/gla/chunk_gla_sm90_gating.cuh"
-#include "kernels/gla/chunk_gla_sm90_grad_shared.cuh"
+#include "kernels/gla/chunk_gla_sm90_steep.cuh"
 
 namespace gla::internal {
 
-// Their gradients within a chunk, in float32 and term by term, eight channels
-// at a time. (Their part of the products with dA is below 2^-kMaxLog2Decay of
-// what is added here.) dq~ and dk^ become dq and dk; the term of dg takes the
-// place of the element's q~ and k^, half its bits each.
-template <typename C>
+// A thread of a main warpgroup, and what it has of a chunk's dq~ and dk^: rows
+// are channels, columns tokens.
+struct GradThread {
+  int group, warp, lane;
+  int first_token = 0;
+
+  // The channels of its rows.
+  __device__ int Channel(int i) const { return warp * 16 + lane / 4 + 8 * i; }
+  // The token of element e, which is in row e / 2 % 2.
+  __device__ int Token(int e) const {
+    return first_token + e / 4 * 8 + lane % 4 * 2 + e % 2;
+  }
+};
+
+// 64 channels of a chunk.
+struct GradChunk {
+  int64_t first;   // offset of the first token in a [B, T, H, K] tensor
+  int64_t stride;  // H K, from token to token
+  int rows;        // that the sequence has; may be more than a chunk
+  // Slabs of dA (rows are queries), q~, k^ and -kLogUnits times the gates.
+  const uint8_t* d_a;
+  uint8_t *q, *k, *b;
+};
+
+// In float32 and term by term, eight channels at a time. (Their part of the
+// products with dA is below 2^-kMaxLog2Decay of what is added here.) dq~ and
+// dk^ become dq and dk; the term of dg takes the place of the element's q~ and
+// k^, half its bits each. `args` has q, k, g and scale.
+template <typename Gate, typename Args, int kSize>
 class GradSteep {
  public:
-  __device__ GradSteep(const GradArgs& args, GradShared<C>& shared,
-                       const GradWork& work, const GradThread& thread)
-      : args_(args), shared_(shared), work_(work), thread_(thread) {}
+  __device__ GradSteep(const Args& args, const GradChunk& chunk,
+                       const GradThread& thread, SteepChannels& channels)
+      : args_(args), chunk_(chunk), thread_(thread), channels_(channels) {}
 
-  __device__ bool IsSteep(int c, int channel) const {
-    return internal::IsSteep(
-        shared_.log_decay[work_.buffer][c][thread_.group * 64 + channel]);
-  }
-
-  // Of a chunk, dq~ in q and dk^ in k.
-  __device__ void Add(int c, float (&q)[32], float (&k)[32]) const {
-    SteepChannels& channels = shared_.steep[thread_.group];
+  // By the 128 threads of a warpgroup, together at named barrier `barrier`;
+  // is_steep(channel) says which.
+  template <typename Fn>
+  __device__ void Add(int barrier, Fn is_steep, float (&q)[kSize],
+                      float (&k)[kSize]) const {
     const int thread = thread_.warp * 32 + thread_.lane;
 #pragma unroll 1
     for (int first = 0; first < 64; first += 8) {
       bool any = false;
 #pragma unroll 1
-      for (int i = 0; i < 8; ++i) any |= IsSteep(c, first + i);
+      for (int i = 0; i < 8; ++i) any |= is_steep(first + i);
       if (!any) continue;
-      NamedBarrier(kGradMainBarrier + thread_.group, 128);
-      const bool valid = thread / 2 < work_.RowsOf(c);
-      LoadSteepChannels<typename C::Gate>(
+      NamedBarrier(barrier, 128);
+      const bool valid = thread / 2 < chunk_.rows;
+      LoadSteepChannels<Gate>(
           args_, thread, valid,
-          work_.KeyOffset<C>(args_.shape.H, thread_.group, c,
-                             valid ? thread / 2 : 0) +
-              first,
-          channels);
-      NamedBarrier(kGradMainBarrier + thread_.group, 128);
-      AccumulateGates(thread, channels);
-      NamedBarrier(kGradMainBarrier + thread_.group, 128);
+          chunk_.first + (valid ? thread / 2 : 0) * chunk_.stride + first,
+          channels_);
+      NamedBarrier(barrier, 128);
+      AccumulateGates(thread, channels_);
+      NamedBarrier(barrier, 128);
       // The channels' elements are those of one warp's rows.
-      if (thread_.warp == first / 16 && IsSteep(c, first + thread_.lane / 4)) {
+      if (thread_.warp == first / 16 && is_steep(first + thread_.lane / 4)) {
         if (first / 8 % 2 == 0) {
-          AddChannel<0>(c, q, k);
+          AddChannel<0>(q, k);
         } else {
-          AddChannel<1>(c, q, k);
+          AddChannel<1>(q, k);
         }
       }
       __syncwarp();
@@ -58,41 +77,39 @@ class GradSteep {
 
  private:
   template <int kRow>
-  __device__ void AddChannel(int c, float (&q)[32], float (&k)[32]) const {
-    const SteepChannels& channels = shared_.steep[thread_.group];
-    const float* const b = channels.b[thread_.lane / 4];
-    const __nv_bfloat16* const raw_q = channels.q[thread_.lane / 4];
-    const __nv_bfloat16* const raw_k = channels.k[thread_.lane / 4];
-    const uint8_t* const d_a = shared_.d_a[2 * c];
+  __device__ void AddChannel(float (&q)[kSize], float (&k)[kSize]) const {
+    const float* const b = channels_.b[thread_.lane / 4];
+    const __nv_bfloat16* const raw_q = channels_.q[thread_.lane / 4];
+    const __nv_bfloat16* const raw_k = channels_.k[thread_.lane / 4];
     const float scale = args_.scale;
     // In local memory, so that the usual path keeps its registers.
-    float values[16][2];
+    constexpr int kElements = kSize / 2;  // of a row
+    float values[kElements][2];
 #pragma unroll
-    for (int n = 0; n < 16; ++n) {
+    for (int n = 0; n < kElements; ++n) {
       values[n][0] = q[n / 2 * 4 + kRow * 2 + n % 2];
       values[n][1] = k[n / 2 * 4 + kRow * 2 + n % 2];
     }
 #pragma unroll 1
-    for (int n = 0; n < 16; ++n) {
+    for (int n = 0; n < kElements; ++n) {
       const int t = thread_.Token(n / 2 * 4 + n % 2);
       const float q_value = values[n][0], k_value = values[n][1];
       float from_keys = 0, from_queries = 0;
 #pragma unroll 1
       for (int u = 0; u <= t; ++u) {
-        from_keys +=
-            Element(d_a, t, u) * __bfloat162float(raw_k[u]) * Exp2(b[t] - b[u]);
+        from_keys += Element(chunk_.d_a, t, u) * __bfloat162float(raw_k[u]) *
+                     Exp2(b[t] - b[u]);
       }
 #pragma unroll 1
       for (int u = t; u < kChunk; ++u) {
-        from_queries +=
-            Element(d_a, u, t) * __bfloat162float(raw_q[u]) * Exp2(b[u] - b[t]);
+        from_queries += Element(chunk_.d_a, u, t) * __bfloat162float(raw_q[u]) *
+                        Exp2(b[u] - b[t]);
       }
       from_queries *= scale;
-      auto& gated = shared_.gated[work_.buffer][thread_.group];
       __nv_bfloat16* const q_operand =
-          ElementAt(gated.q[c], t, thread_.Channel(kRow));
+          ElementAt(chunk_.q, t, thread_.Channel(kRow));
       __nv_bfloat16* const k_operand =
-          ElementAt(gated.k[c], t, thread_.Channel(kRow));
+          ElementAt(chunk_.k, t, thread_.Channel(kRow));
       const uint32_t term =
           __float_as_uint(__bfloat162float(*q_operand) * q_value +
                           scale * __bfloat162float(raw_q[t]) * from_keys -
@@ -104,7 +121,7 @@ class GradSteep {
       values[n][1] = Exp2(b[kChunk - 1] - b[t]) * k_value + from_queries;
     }
 #pragma unroll
-    for (int n = 0; n < 16; ++n) {
+    for (int n = 0; n < kElements; ++n) {
       q[n / 2 * 4 + kRow * 2 + n % 2] = values[n][0];
       k[n / 2 * 4 + kRow * 2 + n % 2] = values[n][1];
     }
@@ -119,10 +136,10 @@ class GradSteep {
     return reinterpret_cast<__nv_bfloat16*>(slab + SlabElement(row, column));
   }
 
-  const GradArgs& args_;
-  GradShared<C>& shared_;
-  const GradWork& work_;
+  const Args& args_;
+  const GradChunk& chunk_;
   const GradThread& thread_;
+  SteepChannels& channels_;
 };
 
 }  // namespace gla::internal

@@ -146,11 +146,15 @@ cudaError_t LaunchScanForShape(const ScanArgs& args, cudaStream_t stream) {
     return LaunchScan<ScanConfig<128, 256, kReverse, kOutput, Gate>>(args,
                                                                      stream);
   }
-  if (args.shape.K == 128) {
+  if constexpr (kReverse && kOutput && HasScanBackward(128)) {
+    return cudaErrorInvalidValue;  // ScanBackward's
+  } else if (args.shape.K == 128) {
     return LaunchScan<ScanConfig<128, 128, kReverse, kOutput, Gate>>(args,
                                                                      stream);
+  } else {
+    return LaunchScan<ScanConfig<64, 128, kReverse, kOutput, Gate>>(args,
+                                                                    stream);
   }
-  return LaunchScan<ScanConfig<64, 128, kReverse, kOutput, Gate>>(args, stream);
 }
 
 template <bool kReverse, bool kOutput>

@@ -22,6 +22,7 @@ struct ScanConfig {
   using Gate = std::conditional_t<kGates, GateT, float>;
 
   static constexpr int kSlabs = K / 64;
+  static constexpr int kStateChunks = StateChunks(V);
   // Blocks of a cluster, which share gated operands.
   static constexpr int kCluster = V >= 256 ? 2 : 1;
   static constexpr int kOwn = kSlabs / kCluster;  // slabs a block provides

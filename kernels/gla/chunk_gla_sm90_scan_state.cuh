@@ -2,26 +2,19 @@
 #ifndef GLA_KERNELS_GLA_CHUNK_GLA_SM90_SCAN_STATE_CUH_
 #define GLA_KERNELS_GLA_CHUNK_GLA_SM90_SCAN_STATE_CUH_
 
-#include "kernels/gla/chunk_gla_sm90_scan_shared.cuh"
+#include "kernels/gla/chunk_gla_sm90_state.cuh"
 
 namespace gla::internal {
 
 // Warpgroup `group` of the block.
 template <typename C>
-class ScanState {
+class ScanState : ScanStateTile<C> {
  public:
   __device__ ScanState(const ScanParams& params, const ScanWork& work,
                        ScanShared<C>& shared, int group)
-      : params_(params),
-        args_(params.args),
-        work_(work),
-        shared_(shared),
-        group_(group),
-        warp_(__shfl_sync(0xffffffff, threadIdx.x / 32 % 4, 0)),
-        lane_(threadIdx.x % 32),
-        column_(work.first_value + group * 64),
-        fragment_(SlabOffset((lane_ & 7) + ((lane_ >> 4) << 3),
-                             2 * warp_ + ((lane_ >> 3) & 1))) {}
+      : ScanStateTile<C>(params.args, work, group),
+        params_(params),
+        shared_(shared) {}
 
   __device__ void Run() {
     LoadState();
@@ -40,6 +33,10 @@ class ScanState {
 
  private:
   using Stage = typename ScanShared<C>::Stage;
+  using Tile = ScanStateTile<C>;
+  using Tile::args_, Tile::work_, Tile::group_, Tile::warp_, Tile::lane_;
+  using Tile::column_, Tile::fragment_, Tile::state_;
+  using Tile::LoadState, Tile::StoreState, Tile::StoreRows, Tile::Thread;
 
   // Step i, whose scores have been started; starts the next one's in p (after
   // the last step of whatever lies there).
@@ -51,10 +48,10 @@ class ScanState {
 
     float y[32] = {};
     if constexpr (C::kOutput) {
-      uint8_t* const segment = SegmentState(chunk);
+      uint8_t* const stored = StoredState(chunk);
       WgmmaWait<0>();
       Touch(p);
-      StateOutput(tiles, segment, y, [&] {
+      StateOutput(tiles, stored, y, [&] {
         if constexpr (C::kGates) StoreScores(i, chunk, p);
       });
     }
@@ -150,7 +147,6 @@ class ScanState {
     BarrierArrive(SharedAddress(&shared_.scored));
   }
 
-  __device__ int Thread() const { return warp_ * 32 + lane_; }
   // The first of this thread's elements of the scores.
   __device__ int Row() const { return warp_ * 16 + lane_ / 4; }
   __device__ int Column() const { return 32 * group_ + lane_ % 4 * 2; }
@@ -218,9 +214,9 @@ class ScanState {
   }
 
   // y += state^T A^T. Also stores the state as it was rounded for that, unless
-  // `segment` is null. Calls `meanwhile` once products are under way.
+  // `stored` is null. Calls `meanwhile` once products are under way.
   template <typename Fn>
-  __device__ void StateOutput(const Stage& tiles, uint8_t* segment,
+  __device__ void StateOutput(const Stage& tiles, uint8_t* stored,
                               float (&y)[32], Fn meanwhile) {
 #pragma unroll
     for (int half = 0; half < 2 * C::kSlabs; ++half) {
@@ -237,8 +233,8 @@ class ScanState {
             true);
       }
       WgmmaCommit();
-      if (segment != nullptr) {
-        StoreHalfSlab(segment + s * (C::V / 64) * kSlabBytes, half % 2, a);
+      if (stored != nullptr) {
+        StoreHalfSlab(stored + s * (C::V / 64) * kSlabBytes, half % 2, a);
       }
       WgmmaWait<1>();  // Frees the registers of earlier groups.
       if (half == 0) meanwhile();
@@ -332,18 +328,6 @@ class ScanState {
     }
   }
 
-  // Of a sequence's last chunk, only its own rows.
-  __device__ void StoreRows(int chunk, uint32_t slab, int rows) {
-    const int64_t first = work_.rows.first + chunk * kChunk;
-    // Eight threads a row, 16 rows at a time.
-    for (int row = warp_ * 4 + lane_ / 8; row < rows; row += 16) {
-      __nv_bfloat16* const to =
-          args_.y + ((first + row) * args_.shape.H + work_.h) * C::V + column_;
-      reinterpret_cast<uint4*>(to)[lane_ % 8] =
-          LoadShared128(slab + SlabOffset(row, lane_ % 8));
-    }
-  }
-
   // Zeros in the x of rows past the sequence, whatever lies there.
   __device__ void MaskX(int rows, uint32_t (&x)[4][4]) {
 #pragma unroll
@@ -357,75 +341,19 @@ class ScanState {
     }
   }
 
-  // fn(element of the accumulator, offset in a [K, V] state).
-  template <typename Fn>
-  __device__ void ForEachStateElement(Fn fn) {
-#pragma unroll
-    for (int s = 0; s < C::kSlabs; ++s) {
-#pragma unroll
-      for (int i = 0; i < 32; ++i) {
-        const int k = s * 64 + i / 4 * 8 + lane_ % 4 * 2 + i % 2;
-        const int v = column_ + warp_ * 16 + lane_ / 4 + i / 2 % 2 * 8;
-        fn(state_[s][i], k * C::V + v);
-      }
-    }
-  }
-  // fn(four elements, their place), in the order of piece_states.
-  template <typename Fn>
-  __device__ void ForEachPieceQuad(Fn fn) {
-    float4* const piece = reinterpret_cast<float4*>(
-        args_.piece_states +
-        ((work_.n * args_.shape.H + work_.h) * args_.pieces + work_.piece) *
-            (C::K * C::V) +
-        column_ * C::K);
-#pragma unroll
-    for (int s = 0; s < C::kSlabs; ++s) {
-#pragma unroll
-      for (int i = 0; i < 8; ++i) {
-        fn(*reinterpret_cast<float4*>(&state_[s][4 * i]),
-           piece[(s * 8 + i) * 128 + Thread()]);
-      }
-    }
-  }
-
-  __device__ int64_t StateOffset() const {
-    return (work_.n * args_.shape.H + work_.h) * (C::K * C::V);
-  }
-
-  __device__ void LoadState() {
-    if (C::kOutput && args_.pieces > 1) {
-      ForEachPieceQuad([](float4& quad, float4& place) { quad = place; });
-    } else if (args_.pieces > 1 || args_.initial_state == nullptr) {
-      ForEachStateElement([](float& element, int) { element = 0; });
-    } else {
-      const float* const from = args_.initial_state + StateOffset();
-      ForEachStateElement(
-          [from](float& element, int offset) { element = from[offset]; });
-    }
-  }
-
-  __device__ void StoreState() {
-    if constexpr (!C::kOutput) {
-      ForEachPieceQuad([](float4& quad, float4& place) { place = quad; });
-    } else if (args_.final_state != nullptr &&
-               work_.piece == (C::kReverse ? 0 : args_.pieces - 1)) {
-      float* const to = args_.final_state + StateOffset();
-      ForEachStateElement(
-          [to](float& element, int offset) { to[offset] = element; });
-    }
-  }
-
   // Where the state that this chunk's y is formed from is to be stored; null if
-  // it is not the first of a segment in the direction of the pass.
-  __device__ uint8_t* SegmentState(int chunk) const {
-    if (args_.segment_states == nullptr) return nullptr;
-    const bool is_first = C::kReverse
-                              ? chunk % kSegmentChunks == kSegmentChunks - 1 ||
-                                    chunk == work_.rows.chunks() - 1
-                              : chunk % kSegmentChunks == 0;
-    if (!is_first) return nullptr;
-    const int64_t slot = work_.first_segment + chunk / kSegmentChunks;
-    return reinterpret_cast<uint8_t*>(args_.segment_states) +
+  // it is not to be.
+  __device__ uint8_t* StoredState(int chunk) const {
+    if (args_.states == nullptr) return nullptr;
+    constexpr int kEach = C::kStateChunks;
+    const bool is_stored =
+        C::kReverse
+            ? chunk % kEach == kEach - 1 || chunk == work_.rows.chunks() - 1
+            : chunk % kEach == 0;
+    if (!is_stored) return nullptr;
+    const int64_t slot =
+        work_.first_segment * (kSegmentChunks / kEach) + chunk / kEach;
+    return reinterpret_cast<uint8_t*>(args_.states) +
            (slot * args_.shape.H + work_.h) * (C::K * C::V * 2) +
            column_ / 64 * kSlabBytes;
   }
@@ -442,14 +370,7 @@ class ScanState {
   }
 
   const ScanParams& params_;
-  const ScanArgs& args_;
-  const ScanWork& work_;
   ScanShared<C>& shared_;
-  const int group_, warp_, lane_;
-  const int column_;         // this warpgroup's first value
-  const uint32_t fragment_;  // this lane's place in 16 rows of a slab, as
-                             // ldmatrix and stmatrix want it
-  alignas(16) float state_[C::kSlabs][32];
 };
 
 }  // namespace gla::internal

@@ -1,0 +1,191 @@
+// From dq~ and dk^ of a chunk to dq, dk and dg (chunk_gla_sm90_grad.cuh,
+// chunk_gla_sm90_backward.cuh).
+#ifndef GLA_KERNELS_GLA_CHUNK_GLA_SM90_GRAD_FINISH_CUH_
+#define GLA_KERNELS_GLA_CHUNK_GLA_SM90_GRAD_FINISH_CUH_
+
+#include "kernels/gla/chunk_gla_sm90_gating.cuh"
+#include "kernels/gla/chunk_gla_sm90_grad_steep.cuh"
+
+namespace gla::internal {
+
+// Cumulative gates of mild channels as 16-bit integers, -512 b.
+inline constexpr float kLogUnits = 512;
+
+// -kLogUnits b rounded to integers of 16 bits.
+template <int kChannels>
+__device__ inline Bf16Piece<kChannels> LogUnits(const float (&b)[kChannels]) {
+  const auto units = [&b](int i) {
+    constexpr float kIntegers = 1 << 23;  // floats from here on are integers
+    return __float_as_uint(fminf(b[i] * -kLogUnits, 65535) + kIntegers);
+  };
+  Bf16Piece<kChannels> piece;
+#pragma unroll
+  for (int i = 0; i < kChannels; i += 2) {
+    piece.pairs[i / 2] = __byte_perm(units(i), units(i + 1), 0x5410);
+  }
+  return piece;
+}
+
+// What a main warpgroup does with its accumulators of a chunk, kSize of dq~ and
+// kSize of dk^ a thread. The results take the places of q~, k^ and the gates
+// (dg of 32-bit gates is stored). `args` has q, k, g, dg and scale.
+template <typename Gate, typename Args, int kSize>
+class GradFinish {
+ public:
+  __device__ GradFinish(const Args& args, const GradChunk& chunk,
+                        const GradThread& thread)
+      : args_(args),
+        chunk_(chunk),
+        thread_(thread),
+        fragment_(SlabOffset((thread.lane & 7) + ((thread.lane >> 4) << 3),
+                             2 * thread.warp + ((thread.lane >> 3) & 1)) +
+                  thread.first_token * 128) {}
+
+  // The sum of k^ d over the tokens that the quad has.
+  __device__ void KeyFlow(const float (&d)[kSize], float (&sum)[2]) const {
+    sum[0] = sum[1] = 0;
+#pragma unroll
+    for (int s = 0; s < kSize / 8; ++s) {
+      uint32_t x[4];
+      LoadMatrixTransposed(SharedAddress(chunk_.k) + fragment_ + 2048 * s, x);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int e = 8 * s + 2 * i;
+        if (thread_.Token(e) < chunk_.rows) sum[i % 2] += LowFloat(x[i]) * d[e];
+        if (thread_.Token(e + 1) < chunk_.rows)
+          sum[i % 2] += HighFloat(x[i]) * d[e + 1];
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      sum[i] += __shfl_xor_sync(0xffffffff, sum[i], 1);
+      sum[i] += __shfl_xor_sync(0xffffffff, sum[i], 2);
+    }
+  }
+
+  // dq~ and dk^ to dq and dk, stored, and the terms q~ dq~ - k^ dk^ of dg, in
+  // q. Steep channels have passed through GradSteep.
+  __device__ void StoreKeys(const bool (&steep)[2], float (&q)[kSize],
+                            float (&k)[kSize]) const {
+    const uint32_t q_slab = SharedAddress(chunk_.q) + fragment_;
+    const uint32_t k_slab = SharedAddress(chunk_.k) + fragment_;
+    const uint32_t b_slab = SharedAddress(chunk_.b) + fragment_;
+#pragma unroll
+    for (int s = 0; s < kSize / 8; ++s) {
+      uint32_t x[4], y[4], b[4];
+      LoadMatrixTransposed(q_slab + 2048 * s, x);
+      LoadMatrixTransposed(k_slab + 2048 * s, y);
+      LoadMatrixTransposed(b_slab + 2048 * s, b);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        FinishPair(8 * s + 2 * i, steep[i % 2], x[i], y[i], b[i], q, k);
+      }
+      StoreMatrixTransposed(q_slab + 2048 * s, x);
+      StoreMatrixTransposed(k_slab + 2048 * s, y);
+    }
+  }
+
+  // Terms to gradients: the sum of a token's and all later terms, plus `flow`,
+  // to which all are added.
+  __device__ void SumTerms(float (&term)[kSize], float (&flow)[2]) const {
+#pragma unroll
+    for (int j = kSize / 4 - 1; j >= 0; --j) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        float& first = term[4 * j + 2 * i];
+        float& second = term[4 * j + 2 * i + 1];
+        first += second;
+        // Sums over the pairs of later lanes of the quad.
+        float later = 0;
+#pragma unroll
+        for (int offset = 1; offset < 4; ++offset) {
+          const float x = __shfl_down_sync(0xffffffff, first, offset, 4);
+          if (thread_.lane % 4 + offset < 4) later += x;
+        }
+        const float all =
+            __shfl_sync(0xffffffff, first + later, thread_.lane & ~3);
+        first += later + flow[i];
+        second += later + flow[i];
+        flow[i] += all;
+      }
+    }
+  }
+
+  __device__ void StoreGates(bool any_steep, float (&d_g)[kSize]) const {
+    if (any_steep) ZeroResets(d_g);
+    if constexpr (sizeof(Gate) == 2) {
+#pragma unroll
+      for (int s = 0; s < kSize / 8; ++s) {
+        uint32_t a[4];
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          a[i] = PackBf16(d_g[8 * s + 2 * i], d_g[8 * s + 2 * i + 1]);
+        }
+        StoreMatrixTransposed(SharedAddress(chunk_.b) + fragment_ + 2048 * s,
+                              a);
+      }
+    } else {
+      float* const to = static_cast<float*>(args_.dg);
+#pragma unroll
+      for (int e = 0; e < kSize; ++e) {
+        if (thread_.Token(e) < chunk_.rows) to[Offset(e)] = d_g[e];
+      }
+    }
+  }
+
+ private:
+  // Elements e and e + 1, with their operands x = q~, y = k^ and gates: x and y
+  // become dq and dk, q the terms of dg.
+  __device__ void FinishPair(int e, bool steep, uint32_t& x, uint32_t& y,
+                             uint32_t b, float (&q)[kSize],
+                             float (&k)[kSize]) const {
+    float term[2], dq[2], dk[2];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const uint32_t units = i == 0 ? b & 0xffff : b >> 16;
+      const float q_operand = i == 0 ? LowFloat(x) : HighFloat(x);
+      const float k_operand = i == 0 ? LowFloat(y) : HighFloat(y);
+      term[i] = q_operand * q[e + i] - k_operand * k[e + i];
+      dq[i] = q[e + i] * args_.scale * Exp2(units * (-1 / kLogUnits));
+      dk[i] = k[e + i] * Exp2(units * (1 / kLogUnits));
+    }
+    if (steep) {  // GradSteep has left them so.
+      term[0] = __uint_as_float(__byte_perm(x, y, 0x1054));
+      term[1] = __uint_as_float(__byte_perm(x, y, 0x3276));
+      dq[0] = q[e], dq[1] = q[e + 1];
+      dk[0] = k[e], dk[1] = k[e + 1];
+    }
+    x = PackBf16(dq[0], dq[1]);
+    y = PackBf16(dk[0], dk[1]);
+    q[e] = thread_.Token(e) < chunk_.rows ? term[0] : 0;
+    q[e + 1] = thread_.Token(e + 1) < chunk_.rows ? term[1] : 0;
+  }
+
+  // Where element e is in a [B, T, H, K] tensor.
+  __device__ int64_t Offset(int e) const {
+    return chunk_.first + thread_.Token(e) * chunk_.stride +
+           thread_.Channel(e / 2 % 2);
+  }
+
+  // dg is 0 where a gate is -inf.
+  __device__ void ZeroResets(float (&d_g)[kSize]) const {
+    const Gate* const g = static_cast<const Gate*>(args_.g);
+#pragma unroll
+    for (int e = 0; e < kSize; ++e) {
+      if (thread_.Token(e) < chunk_.rows &&
+          static_cast<float>(g[Offset(e)]) == -INFINITY) {
+        d_g[e] = 0;
+      }
+    }
+  }
+
+  const Args& args_;
+  const GradChunk& chunk_;
+  const GradThread& thread_;
+  const uint32_t fragment_;  // this lane's place in 16 rows of a slab, as
+                             // ldmatrix and stmatrix want it
+};
+
+}  // namespace gla::internal
+
+#endif  // GLA_KERNELS_GLA_CHUNK_GLA_SM90_GRAD_FINISH_CUH_

@@ -1,0 +1,109 @@
+// The state of one pass over a sequence, in the registers of a warpgroup
+// (chunk_gla_sm90_scan.cuh, chunk_gla_sm90_backward.cuh).
+#ifndef GLA_KERNELS_GLA_CHUNK_GLA_SM90_STATE_CUH_
+#define GLA_KERNELS_GLA_CHUNK_GLA_SM90_STATE_CUH_
+
+#include "kernels/gla/chunk_gla_sm90_scan_shared.cuh"
+
+namespace gla::internal {
+
+// 64 values of a state, all channels, transposed: accumulator rows are values,
+// columns channels. Of warpgroup `group` of the block.
+template <typename C>
+class ScanStateTile {
+ protected:
+  __device__ ScanStateTile(const ScanArgs& args, const ScanWork& work,
+                           int group)
+      : args_(args),
+        work_(work),
+        group_(group),
+        warp_(__shfl_sync(0xffffffff, threadIdx.x / 32 % 4, 0)),
+        lane_(threadIdx.x % 32),
+        column_(work.first_value + group * 64),
+        fragment_(SlabOffset((lane_ & 7) + ((lane_ >> 4) << 3),
+                             2 * warp_ + ((lane_ >> 3) & 1))) {}
+
+  __device__ int Thread() const { return warp_ * 32 + lane_; }
+
+  // fn(element of the accumulator, offset in a [K, V] state).
+  template <typename Fn>
+  __device__ void ForEachStateElement(Fn fn) {
+#pragma unroll
+    for (int s = 0; s < C::kSlabs; ++s) {
+#pragma unroll
+      for (int i = 0; i < 32; ++i) {
+        const int k = s * 64 + i / 4 * 8 + lane_ % 4 * 2 + i % 2;
+        const int v = column_ + warp_ * 16 + lane_ / 4 + i / 2 % 2 * 8;
+        fn(state_[s][i], k * C::V + v);
+      }
+    }
+  }
+  // fn(four elements, their place), in the order of piece_states.
+  template <typename Fn>
+  __device__ void ForEachPieceQuad(Fn fn) {
+    float4* const piece = reinterpret_cast<float4*>(
+        args_.piece_states +
+        ((work_.n * args_.shape.H + work_.h) * args_.pieces + work_.piece) *
+            (C::K * C::V) +
+        column_ * C::K);
+#pragma unroll
+    for (int s = 0; s < C::kSlabs; ++s) {
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
+        fn(*reinterpret_cast<float4*>(&state_[s][4 * i]),
+           piece[(s * 8 + i) * 128 + Thread()]);
+      }
+    }
+  }
+
+  __device__ int64_t StateOffset() const {
+    return (work_.n * args_.shape.H + work_.h) * (C::K * C::V);
+  }
+
+  __device__ void LoadState() {
+    if (C::kOutput && args_.pieces > 1) {
+      ForEachPieceQuad([](float4& quad, float4& place) { quad = place; });
+    } else if (args_.pieces > 1 || args_.initial_state == nullptr) {
+      ForEachStateElement([](float& element, int) { element = 0; });
+    } else {
+      const float* const from = args_.initial_state + StateOffset();
+      ForEachStateElement(
+          [from](float& element, int offset) { element = from[offset]; });
+    }
+  }
+
+  __device__ void StoreState() {
+    if constexpr (!C::kOutput) {
+      ForEachPieceQuad([](float4& quad, float4& place) { place = quad; });
+    } else if (args_.final_state != nullptr &&
+               work_.piece == (C::kReverse ? 0 : args_.pieces - 1)) {
+      float* const to = args_.final_state + StateOffset();
+      ForEachStateElement(
+          [to](float& element, int offset) { to[offset] = element; });
+    }
+  }
+
+  // Stores y of a sequence's last chunk from a slab, only its own rows.
+  __device__ void StoreRows(int chunk, uint32_t slab, int rows) {
+    const int64_t first = work_.rows.first + chunk * kChunk;
+    // Eight threads a row, 16 rows at a time.
+    for (int row = warp_ * 4 + lane_ / 8; row < rows; row += 16) {
+      __nv_bfloat16* const to =
+          args_.y + ((first + row) * args_.shape.H + work_.h) * C::V + column_;
+      reinterpret_cast<uint4*>(to)[lane_ % 8] =
+          LoadShared128(slab + SlabOffset(row, lane_ % 8));
+    }
+  }
+
+  const ScanArgs& args_;
+  const ScanWork& work_;
+  const int group_, warp_, lane_;
+  const int column_;         // this warpgroup's first value
+  const uint32_t fragment_;  // this lane's place in 16 rows of a slab, as
+                             // ldmatrix and stmatrix want it
+  alignas(16) float state_[C::kSlabs][32];
+};
+
+}  // namespace gla::internal
+
+#endif  // GLA_KERNELS_GLA_CHUNK_GLA_SM90_STATE_CUH_
