@@ -57,8 +57,8 @@ BwdWorkspace LayOutBwd(const ChunkGlaShape& s, void* base) {
   WorkspaceLayout layout(base);
   BwdWorkspace w;
   TakePieces(s, &layout, &w.scan);
-  w.d_states = layout.Take<__nv_bfloat16>(
-      HasScanBackward(s.V) ? 0 : StateElements(s));
+  w.d_states =
+      layout.Take<__nv_bfloat16>(HasScanBackward(s.V) ? 0 : StateElements(s));
   w.bytes = layout.bytes();
   return w;
 }
@@ -174,11 +174,11 @@ cudaError_t TunedBwd(const ChunkGlaBwdCudaArgs& args, cudaStream_t stream) {
 __global__ void ChainKernel(float* states, const float* decays,
                             const float* initial_state, int64_t heads,
                             int pieces, int K, int V, bool reverse) {
-  const int64_t index = blockIdx.x * int64_t{blockDim.x} + threadIdx.x;
+  const int64_t place = blockIdx.x * int64_t{blockDim.x} + threadIdx.x;
   const int quads = K * V / 4;
-  if (index >= heads * quads) return;
-  const int64_t head = index / quads;
-  const int quad = index % quads;
+  if (place >= heads * quads) return;
+  const int64_t head = place / quads;
+  const int quad = place % quads;
   const int thread = quad % 128, columns = quad / 128 % (K / 8);
   const int k = columns * 8 + thread % 4 * 2;
   const int v = quad / (16 * K) * 64 + thread / 32 * 16 + thread % 32 / 4;
@@ -188,15 +188,28 @@ __global__ void ChainKernel(float* states, const float* decays,
     before = {from[k * V + v], from[(k + 1) * V + v], from[k * V + v + 8],
               from[(k + 1) * V + v + 8]};
   }
-  for (int i = 0; i < pieces; ++i) {
-    const int64_t p = head * pieces + (reverse ? pieces - 1 - i : i);
-    float4& state = reinterpret_cast<float4*>(states)[p * quads + quad];
-    const float4 end = state;
-    state = before;
-    const float2 decay =
-        reinterpret_cast<const float2*>(decays)[(p * K + k) / 2];
-    before = {decay.x * before.x + end.x, decay.y * before.y + end.y,
-              decay.x * before.z + end.z, decay.y * before.w + end.w};
+  constexpr int kBatch = 8;  // pieces whose loads are under way together
+  for (int first = 0; first < pieces; first += kBatch) {
+    float4 end[kBatch];
+    float2 decay[kBatch];
+    const auto index = [&](int i) {
+      return head * pieces + (reverse ? pieces - 1 - first - i : first + i);
+    };
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      if (first + i >= pieces) break;
+      end[i] = reinterpret_cast<const float4*>(states)[index(i) * quads + quad];
+      decay[i] =
+          reinterpret_cast<const float2*>(decays)[(index(i) * K + k) / 2];
+    }
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      if (first + i >= pieces) break;
+      reinterpret_cast<float4*>(states)[index(i) * quads + quad] = before;
+      before = {
+          decay[i].x * before.x + end[i].x, decay[i].y * before.y + end[i].y,
+          decay[i].x * before.z + end[i].z, decay[i].y * before.w + end[i].w};
+    }
   }
 }
 
