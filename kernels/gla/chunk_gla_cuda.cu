@@ -12,13 +12,11 @@ namespace internal {
 namespace {
 
 // Pieces that a sequence is cut into, to fill the GPU when there are few heads.
-// Fewer than three would not repay the second pass over k, v and g.
 int64_t NumPieces(const ChunkGlaShape& s) {
   const int64_t blocks = s.N * s.H * (s.V / 128);
   if (blocks == 0) return 1;
   const int64_t segments = CeilDiv(CeilDiv(s.B * s.T, s.N), kSegment);
-  const int64_t pieces = std::min(kMultiprocessors / blocks, segments);
-  return pieces < 3 ? 1 : pieces;
+  return std::clamp<int64_t>(kMultiprocessors / blocks, 1, segments);
 }
 
 int64_t StateElements(const ChunkGlaShape& s) {
@@ -28,16 +26,16 @@ int64_t StateElements(const ChunkGlaShape& s) {
 void TakePieces(const ChunkGlaShape& s, WorkspaceLayout* layout,
                 ScanArgs* scan) {
   scan->pieces = NumPieces(s);
-  if (scan->pieces == 1) return;
+  if (scan->pieces <= 2) return;
   const int64_t keys = s.N * s.H * scan->pieces * s.K;
   scan->piece_states = layout->Take<float>(keys * s.V);
   scan->piece_decays = layout->Take<float>(keys);
 }
 
-// The state before each piece of a pass, if it has several.
+// The state before each piece of a pass, if it has more than two.
 cudaError_t StartPieces(const ScanArgs& args, bool reverse,
                         cudaStream_t stream) {
-  if (args.pieces == 1) return cudaSuccess;
+  if (args.pieces <= 2) return cudaSuccess;
   ScanArgs states_only = args;
   states_only.y = nullptr;
   states_only.final_state = nullptr;
@@ -164,7 +162,10 @@ cudaError_t TunedBwd(const ChunkGlaBwdCudaArgs& args, cudaStream_t stream) {
       .dg = args.dg,
   };
   if (auto e = StartPieces(w.scan, /*reverse=*/true, stream)) return e;
-  if (HasScanBackward(args.shape.V)) return ScanBackward(w.scan, grad, stream);
+  if (HasScanBackward(args.shape.V)) {
+    if (w.scan.pieces == 2) w.scan.pieces = 1;
+    return ScanBackward(w.scan, grad, stream);
+  }
   if (auto e = ScanReverse(w.scan, stream)) return e;
   return SegmentGradients(grad, stream);
 }

@@ -59,8 +59,10 @@ int64_t OperandBytes(const ChunkGlaShape& shape);
 // One pass of the state over each sequence, forward or backward in time.
 //   forward: y = o,  from x = v;    state = S
 //   reverse: y = dv, from x = d_o;  state = dS
-// A sequence is cut into `pieces` of consecutive chunks, all but the last a
-// multiple of kSegment tokens; every piece starts from its own state.
+// A sequence is cut into `pieces` of consecutive chunks. Of two, the one that
+// comes later in the pass catches up by itself: it runs over the chunks of the
+// other, which are more than its own, only for the state. More than two start
+// from piece_states, and all but the last are a multiple of kSegment tokens.
 struct ScanArgs {
   ChunkGlaShape shape;
   float scale;
@@ -82,7 +84,7 @@ struct ScanArgs {
   // [2 SegmentSlots][H][K]; null: not wanted. Written by the forward pass where
   // it gates, with y.
   float* log_decays;
-  // With pieces > 1: [N, H, pieces, V / 64, K / 64, 8, 128, 4], in the order in
+  // With pieces > 2: [N, H, pieces, V / 64, K / 64, 8, 128, 4], in the order in
   // which a state warpgroup's threads hold it (wgmma_sm90.cuh; rows are values,
   // columns channels), and [N, H, pieces, K]. When y is null the pass starts
   // every piece from zero and writes its end state and decay; otherwise it
@@ -118,7 +120,8 @@ struct GradArgs {
 cudaError_t SegmentGradients(const GradArgs& args, cudaStream_t stream);
 
 // The reverse pass and the gradients at once, where HasScanBackward: `scan` as
-// for ScanReverse, without stored states; `grad` without `d_states`.
+// for ScanReverse, without stored states and not in two pieces; `grad` without
+// `d_states`.
 cudaError_t ScanBackward(const ScanArgs& scan, const GradArgs& grad,
                          cudaStream_t stream);
 

@@ -41,6 +41,11 @@ class ScanGates {
   using LaneGates = RawGates<typename C::Gate, kChannels>;
   using Piece = Bf16Piece<kChannels>;
 
+  // Whether step i is for the output too: A is gated.
+  __device__ bool HasOutput(int i) const {
+    return C::kOutput && i >= work_.silent;
+  }
+
   // The gated operands of step i and their decay, once their stage is free.
   __device__ void Step(int i) {
     const int stage = i % C::kStages;
@@ -61,7 +66,8 @@ class ScanGates {
     if (!C::kOutput) {
 #pragma unroll
       for (int c = 0; c < kChannels; ++c) sums_[c] += all[c];
-    } else if (!C::kReverse && args_.log_decays != nullptr && first_row_ == 0) {
+    } else if (!C::kReverse && args_.log_decays != nullptr && first_row_ == 0 &&
+               HasOutput(i)) {
       const int64_t slot =
           work_.first_segment * kSegmentChunks + ChunkAt<C>(work_, i);
       StoreSums(all, args_.log_decays +
@@ -71,11 +77,15 @@ class ScanGates {
     BarrierWait(SharedAddress(&shared_.raw_full[i % C::kRaws]),
                 Parity<C::kRaws>(i));
     if (is_partial) MaskRows(i);
-    GateRows(i, before, all);
+    if (HasOutput(i)) {
+      GateRows<C::kOutput>(i, before, all);
+    } else {
+      GateRows<false>(i, before, all);
+    }
     FenceAsyncProxy();
     if (first_row_ == 0) BarrierArrive(SharedAddress(&shared_.full[stage]));
     NamedBarrier(kGateBarrier, 32 * C::kGateWarps);
-    Publish(stage);
+    Publish(stage, HasOutput(i));
     LoadGates(i + 2);
     LoadRaw(i + C::kRaws);
   }
@@ -106,12 +116,16 @@ class ScanGates {
     if (!IsLoader() || i >= work_.chunks) return;
     const uint32_t full = SharedAddress(&shared_.raw_full[i % C::kRaws]);
     auto& raw = gates_.raw[i % C::kRaws];
-    BarrierArriveExpect(full, sizeof(raw));
+    const bool output = HasOutput(i);
+    BarrierArriveExpect(full,
+                        (output ? 2 : 1) * C::kOwn * int{sizeof(raw[0].b)});
 #pragma unroll
     for (int j = 0; j < C::kOwn; ++j) {
       if constexpr (C::kOutput) {
-        TensorLoad(SharedAddress(raw[j].a), &params_.a, Column(j), Row(i),
-                   full);
+        if (output) {
+          TensorLoad(SharedAddress(raw[j].a), &params_.a, Column(j), Row(i),
+                     full);
+        }
       }
       TensorLoad(SharedAddress(raw[j].b), &params_.b, Column(j), Row(i), full);
     }
@@ -150,6 +164,7 @@ class ScanGates {
 
   // The operands of this lane's rows; `b` is the cumulative gate before them,
   // `all` that of the chunk.
+  template <bool kOutput>
   __device__ void GateRows(int i, Gates& b, const Gates& all) {
     auto& stage = shared_.stage[i % C::kStages];
     Gates shift;
@@ -167,18 +182,18 @@ class ScanGates {
     // The next row is loaded before this one is stored.
     LaneGates next_g = GatesAt(i, 0);
     Piece next_a = {}, next_b = At(Raw(i).b, 0);
-    if constexpr (C::kOutput) next_a = At(Raw(i).a, 0);
+    if constexpr (kOutput) next_a = At(Raw(i).a, 0);
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
       const LaneGates g = next_g;
       const Piece raw_a = next_a, raw_b = next_b;
       if (r + 1 < kRows) {
         next_g = GatesAt(i, r + 1);
-        if constexpr (C::kOutput) next_a = At(Raw(i).a, r + 1);
+        if constexpr (kOutput) next_a = At(Raw(i).a, r + 1);
         next_b = At(Raw(i).b, r + 1);
       }
       AddGates(g, b);
-      if constexpr (C::kOutput) {
+      if constexpr (kOutput) {
         GatedAt(stage.a, r) = gate(raw_a, !C::kReverse);
       }
       GatedAt(stage.b, r) = gate(raw_b, C::kReverse);
@@ -200,20 +215,22 @@ class ScanGates {
   }
 
   // Sends the own slabs to the other block of the cluster, one a warp.
-  __device__ void Publish(int stage) {
+  __device__ void Publish(int stage, bool output) {
     if (Lane() != 0) return;
     if (C::kCluster > 1 && warp_ < C::kOwn) {
       auto& tiles = shared_.stage[stage];
       const int slab = OwnSlab(warp_);
-      if constexpr (C::kOutput) Send(tiles.a[slab], kSlabBytes, stage);
+      if constexpr (C::kOutput) {
+        if (output) Send(tiles.a[slab], kSlabBytes, stage);
+      }
       Send(tiles.b[slab], kSlabBytes, stage);
       Send(&shared_.decay[stage][slab], sizeof(SlabDecay), stage);
     }
     if (IsLoader()) {
-      constexpr uint32_t kBytes =
-          (C::kOutput ? 2 : 1) * kSlabBytes + sizeof(SlabDecay);
+      const uint32_t bytes =
+          (output ? 2 : 1) * kSlabBytes + int{sizeof(SlabDecay)};
       BarrierArriveExpect(SharedAddress(&shared_.full[stage]),
-                          (C::kSlabs - C::kOwn) * kBytes);
+                          (C::kSlabs - C::kOwn) * bytes);
     }
   }
 

@@ -43,13 +43,17 @@ class ScanLoads {
         params_.args.operands)[slot * params_.args.shape.H + work_.h];
     const auto& from_a = C::kReverse ? from.k : from.q;
     const auto& from_b = C::kReverse ? from.q : from.k;
+    const bool is_silent = i < work_.silent;
     if constexpr (C::kOutput) {
-      BarrierWait(SharedAddress(&shared_.a_empty[stage]), before);
-      BarrierArriveExpect(full, sizeof(tiles.a) + kSlabBytes);
-      LoadShare(tiles.a, from_a, full);
-      LoadShare(shared_.scores[stage], from.scores, full);
+      if (!is_silent) {
+        BarrierWait(SharedAddress(&shared_.a_empty[stage]), before);
+        BarrierArriveExpect(full, sizeof(tiles.a) + kSlabBytes);
+        LoadShare(tiles.a, from_a, full);
+        LoadShare(shared_.scores[stage], from.scores, full);
+      }
     }
     BarrierWait(SharedAddress(&shared_.empty[stage]), before);
+    if (C::kOutput && is_silent) BarrierArrive(full);  // there is no A
     BarrierArriveExpect(full, sizeof(tiles.b) + sizeof(decay));
     LoadShare(tiles.b, from_b, full);
     LoadShare(decay, from.decay, full);

@@ -20,11 +20,17 @@ class ScanState : ScanStateTile<C> {
     LoadState();
     if (work_.chunks > 0) {
       WaitFull(0);
-      if (C::kReverse) FinishSlabs<0>(shared_.decay[0]);
+      if (C::kReverse) FinishSlabs<0, 0>(shared_.decay[0]);
       float p[16] = {};
-      StartScores(0, p);
+      if constexpr (C::kOutput) {
 #pragma unroll 1
-      for (int i = 0; i < work_.chunks; ++i) Step(i, p);
+        for (int i = 0; i < work_.silent; ++i) Step<false>(i, p);
+        StartScores(work_.silent % C::kStages, p);
+      }
+#pragma unroll 1
+      for (int i = work_.silent; i < work_.chunks; ++i) {
+        Step<C::kOutput>(i, p);
+      }
       WgmmaWait<0>();
     }
     StoreState();
@@ -39,7 +45,8 @@ class ScanState : ScanStateTile<C> {
   using Tile::LoadState, Tile::StoreState, Tile::StoreRows, Tile::Thread;
 
   // Step i, whose scores have been started; starts the next one's in p (after
-  // the last step of whatever lies there).
+  // the last step of whatever lies there). Without output there are no scores.
+  template <bool kOutput>
   __device__ void Step(int i, float (&p)[16]) {
     const int stage = i % C::kStages;
     const int chunk = ChunkAt<C>(work_, i);
@@ -47,7 +54,7 @@ class ScanState : ScanStateTile<C> {
     const auto& decay = shared_.decay[stage];
 
     float y[32] = {};
-    if constexpr (C::kOutput) {
+    if constexpr (kOutput) {
       uint8_t* const stored = StoredState(chunk);
       WgmmaWait<0>();
       Touch(p);
@@ -65,7 +72,7 @@ class ScanState : ScanStateTile<C> {
     }
     const int rows = work_.rows.length - chunk * kChunk;
     if (rows < kChunk) MaskX(rows, x);
-    if constexpr (C::kOutput) ScoresOutput(i, x, y);
+    if constexpr (kOutput) ScoresOutput(i, x, y);
 #pragma unroll
     for (int s = 0; s < C::kSlabs; ++s) {
       if (decay[s].any_steep) Scale(s, decay[s].mid);
@@ -74,8 +81,8 @@ class ScanState : ScanStateTile<C> {
     const bool has_next = i + 1 < work_.chunks;
     const int next_stage = (i + 1) % C::kStages;
     if (has_next) WaitFull(i + 1);
-    StartScores(next_stage, p);
-    if constexpr (C::kOutput) {
+    if constexpr (kOutput) {
+      StartScores(next_stage, p);
       WgmmaWait<C::kSlabs + kScoreGroups>();
       Touch(y);
       __syncwarp();
@@ -85,12 +92,15 @@ class ScanState : ScanStateTile<C> {
         TellCluster(&shared_.a_empty[stage]);
       }
       StoreY(chunk, x_slab, y);
+    } else if constexpr (C::kOutput && !C::kGates) {
+      TellCluster(&shared_.a_empty[stage]);
     }
     // The edge is this chunk's; on the way back the next one's.
+    constexpr int kBehind = kOutput ? kScoreGroups : 0;
     if (!C::kReverse) {
-      FinishSlabs<0>(decay);
+      FinishSlabs<0, kBehind>(decay);
     } else {
-      FinishSlabs<0>(has_next ? shared_.decay[next_stage] : nullptr);
+      FinishSlabs<0, kBehind>(has_next ? shared_.decay[next_stage] : nullptr);
     }
     Release(stage);
   }
@@ -125,7 +135,8 @@ class ScanState : ScanStateTile<C> {
 
   // Masks and stores them once they are there, in step i.
   __device__ void StoreScores(int i, int chunk, float (&p)[16]) {
-    BarrierWait(SharedAddress(&shared_.scores_empty), (i & 1) ^ 1);
+    BarrierWait(SharedAddress(&shared_.scores_empty),
+                ((i - work_.silent) & 1) ^ 1);
     const auto& decay = shared_.decay[i % C::kStages];
     if (HasSteep<C>(decay)) AddSteep(decay, chunk, p);
     const uint32_t element =
@@ -198,7 +209,7 @@ class ScanState : ScanStateTile<C> {
   __device__ void ScoresOutput(int i, const uint32_t (&x)[4][4],
                                float (&y)[32]) {
     if constexpr (C::kGates) {
-      BarrierWait(SharedAddress(&shared_.scored), i & 1);
+      BarrierWait(SharedAddress(&shared_.scored), (i - work_.silent) & 1);
     }
     constexpr Contract kAlong = C::kReverse && !C::kGates
                                     ? Contract::kAlongRows
@@ -257,14 +268,15 @@ class ScanState : ScanStateTile<C> {
     }
   }
 
-  // Waits for slab after slab of the update and applies the edge, if any.
-  template <int kSlab>
+  // Waits for slab after slab of the update, behind which kBehind groups have
+  // been started, and applies the edge, if any.
+  template <int kSlab, int kBehind>
   __device__ void FinishSlabs(const SlabDecay* decay) {
     if constexpr (kSlab < C::kSlabs) {
-      WgmmaWait<C::kSlabs - 1 - kSlab + kScoreGroups>();
+      WgmmaWait<C::kSlabs - 1 - kSlab + kBehind>();
       Touch(state_[kSlab]);
       if (decay != nullptr) Scale(kSlab, decay[kSlab].edge);
-      FinishSlabs<kSlab + 1>(decay);
+      FinishSlabs<kSlab + 1, kBehind>(decay);
     }
   }
 
@@ -346,10 +358,9 @@ class ScanState : ScanStateTile<C> {
   __device__ uint8_t* StoredState(int chunk) const {
     if (args_.states == nullptr) return nullptr;
     constexpr int kEach = C::kStateChunks;
-    const bool is_stored =
-        C::kReverse
-            ? chunk % kEach == kEach - 1 || chunk == work_.rows.chunks() - 1
-            : chunk % kEach == 0;
+    const bool is_stored = C::kReverse ? chunk % kEach == kEach - 1 ||
+                                             chunk == work_.rows.chunks() - 1
+                                       : chunk % kEach == 0;
     if (!is_stored) return nullptr;
     const int64_t slot =
         work_.first_segment * (kSegmentChunks / kEach) + chunk / kEach;

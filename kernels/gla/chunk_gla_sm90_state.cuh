@@ -61,9 +61,9 @@ class ScanStateTile {
   }
 
   __device__ void LoadState() {
-    if (C::kOutput && args_.pieces > 1) {
+    if (C::kOutput && args_.pieces > 2) {
       ForEachPieceQuad([](float4& quad, float4& place) { quad = place; });
-    } else if (args_.pieces > 1 || args_.initial_state == nullptr) {
+    } else if (args_.pieces > 2 || args_.initial_state == nullptr) {
       ForEachStateElement([](float& element, int) { element = 0; });
     } else {
       const float* const from = args_.initial_state + StateOffset();

@@ -455,6 +455,13 @@ def batches():
                                                TUNED_HEADS[-1:] if options.quick else TUNED_HEADS):
         yield f"B{B} T{T} H{H} {K}x{V}", lambda B=B, T=T, H=H, K=K, V=V: check(
             chunk_gla, problem(B, T, H, K, V), CHUNK_LIMITS)
+    # Blocks of 128 values for just over a third of the GPU: sequences are cut in two.
+    for K, V in TUNED_HEADS[-1:] if options.quick else TUNED_HEADS:
+        H = 16 * 128 // V
+        yield f"B3 T500 H{H} {K}x{V}", lambda K=K, V=V, H=H: check(
+            chunk_gla, problem(3, 500, H, K, V), CHUNK_LIMITS)
+        yield f"[0, 64, 90, 500] H{H} {K}x{V}", lambda K=K, V=V, H=H: check(
+            chunk_gla, problem(1, 500, H, K, V, cu_seqlens=[0, 64, 90, 500]), CHUNK_LIMITS)
     if not options.quick:
         yield "B1 T32768 H4 256x512", lambda: check(
             chunk_gla, problem(1, 32768, 4, 256, 512), CHUNK_LIMITS)
