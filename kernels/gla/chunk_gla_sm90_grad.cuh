@@ -96,6 +96,19 @@ cudaError_t MakeGradParams(const GradArgs& args, GradParams* params) {
   if (auto e = make(args.k, kBf16, keys, kChunk, &params->k)) return e;
   if (auto e = make(args.dq, kBf16, keys, kChunk, &params->dq)) return e;
   if (auto e = make(args.dk, kBf16, keys, kChunk, &params->dk)) return e;
+  const auto make_states = [&s](const void* data, CUtensorMap* map) {
+    return MakeTensorMap(
+        {.data = data,
+         .dtype = kBf16,
+         .rows = StateSlots(s) * s.H * (C::K / 64) * C::kSteps * kSlabRows,
+         .columns = 64,
+         .box_rows = kSlabRows,
+         .box_columns = 64,
+         .swizzled = false},
+        map);
+  };
+  if (auto e = make_states(args.states, &params->states)) return e;
+  if (auto e = make_states(args.d_states, &params->d_states)) return e;
   if (s.gate_dtype != kBf16) return cudaSuccess;  // not moved as tensors
   if (auto e = make(args.g, kBf16, keys, kChunk, &params->g)) return e;
   return make(args.dg, kBf16, keys, kChunk, &params->d_g);

@@ -69,12 +69,11 @@ class GradScores {
          work.slice * C::kMains) *
             C::kSteps +
         step;
-    const uint8_t* const states = reinterpret_cast<const uint8_t*>(
-        second ? params_.args.d_states : params_.args.states);
 #pragma unroll
     for (int i = 0; i < C::kMains; ++i) {
-      BulkLoad(SharedAddress(stage.state[i]),
-               states + (slab + i * C::kSteps) * kSlabBytes, kSlabBytes, full);
+      TensorLoad(SharedAddress(stage.state[i]),
+                 second ? &params_.d_states : &params_.states, 0,
+                 (slab + i * C::kSteps) * kSlabRows, full);
     }
   }
 

@@ -36,6 +36,7 @@ struct GradParams {
   int items;
   CUtensorMap d_o, v;                // [B T, H V]; boxes 128 x 64
   CUtensorMap q, k, g, dq, dk, d_g;  // [B T, H K]; boxes 64 x 64
+  CUtensorMap states, d_states;      // [., 64]; boxes of a slab
 };
 
 // A slice of 64 kMains channels of a segment of a head.

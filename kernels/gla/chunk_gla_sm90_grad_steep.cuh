@@ -94,14 +94,16 @@ class GradSteep {
     for (int n = 0; n < kElements; ++n) {
       const int t = thread_.Token(n / 2 * 4 + n % 2);
       const float q_value = values[n][0], k_value = values[n][1];
+      // Of other tokens: what a token's key and query add for each other needs
+      // no gate, and would only cancel in dg.
       float from_keys = 0, from_queries = 0;
 #pragma unroll 1
-      for (int u = 0; u <= t; ++u) {
+      for (int u = 0; u < t; ++u) {
         from_keys += Element(chunk_.d_a, t, u) * __bfloat162float(raw_k[u]) *
                      Exp2(b[t] - b[u]);
       }
 #pragma unroll 1
-      for (int u = t; u < kChunk; ++u) {
+      for (int u = t + 1; u < kChunk; ++u) {
         from_queries += Element(chunk_.d_a, u, t) * __bfloat162float(raw_q[u]) *
                         Exp2(b[u] - b[t]);
       }
@@ -117,6 +119,9 @@ class GradSteep {
                            __bfloat162float(raw_k[t]) * from_queries));
       *q_operand = __ushort_as_bfloat16(term >> 16);
       *k_operand = __ushort_as_bfloat16(term & 0xffff);
+      const float own = Element(chunk_.d_a, t, t);
+      from_keys += own * __bfloat162float(raw_k[t]);
+      from_queries += scale * own * __bfloat162float(raw_q[t]);
       values[n][0] = scale * (Exp2(b[t]) * q_value + from_keys);
       values[n][1] = Exp2(b[kChunk - 1] - b[t]) * k_value + from_queries;
     }

@@ -8,8 +8,9 @@
 //   dg_t = exp(g_t) <S_{t-1}, X_t> = dg_{t+1} + q_t dq_t - k_t dk_t  (per row).
 //
 // The last form needs no states, but its terms cancel when gates are strong. So
-// QueryGradKernel saves S_{t-1} at every AnchorPeriod-th token of a sequence,
-// and there KeyGradKernel takes the middle form and starts afresh.
+// what q_t and k_t add for each other, the same in both products, is left out
+// of them, and QueryGradKernel saves S_{t-1} at every AnchorPeriod-th token of
+// a sequence, where KeyGradKernel takes the middle form and starts afresh.
 #include <cmath>
 
 #include "kernels/base/ceil_div.h"
@@ -153,24 +154,30 @@ struct WarpRows {
   }
 };
 
-// rows = decay rows + key value^T; lane r gets <rows r, other>.
+// rows = decay rows + key value^T. Lane r gets <decay rows r, other>, and all
+// lanes <value, other>.
+struct RowSums {
+  float past, own;
+};
 template <int kLaneColumns>
-__device__ float RowStep(const float* decay, const float* key,
-                         const float* value, const float* other,
-                         WarpRows<kLaneColumns>* rows) {
-  float sums[kWarpRows] = {};
+__device__ RowSums RowStep(const float* decay, const float* key,
+                           const float* value, const float* other,
+                           WarpRows<kLaneColumns>* rows) {
+  float sums[kWarpRows] = {}, own = 0;
 #pragma unroll
   for (int j = 0; j < kLaneColumns; ++j) {
     const int column = rows->Column(j);
     const float v = value[column], o = other[column];
+    own = fmaf(v, o, own);
 #pragma unroll
     for (int r = 0; r < kWarpRows; ++r) {
       float& s = rows->x[r][j];
-      s = fmaf(decay[r], s, key[r] * v);
+      s *= decay[r];
       sums[r] = fmaf(s, o, sums[r]);
+      s = fmaf(key[r], v, s);
     }
   }
-  return rows->SumsToLanes(sums);
+  return {rows->SumsToLanes(sums), WarpSum(own)};
 }
 
 template <int kLaneColumns>
@@ -187,6 +194,7 @@ __global__ void __launch_bounds__(kRowThreads)
   const int row = first_row + warp_row;
   const int lane = threadIdx.x % kWarpThreads;
   const bool writes = lane < kWarpRows && row + lane < K;
+  const int my_row = warp_row + lane % kWarpRows;  // in the tile
 
   const int64_t state_offset = StateOffset(shape, head.n, head.h);
   WarpRows<kLaneColumns> state;
@@ -204,20 +212,25 @@ __global__ void __launch_bounds__(kRowThreads)
         const int64_t anchor = AnchorIndex(head, t, period);
         state.Store(p.anchors + StateOffset(shape, anchor, head.h), row, K, V);
       }
-      const float dq =
-          args.scale * RowStep(tile.decay[i] + warp_row, tile.key[i] + warp_row,
-                               tile.value[i], tile.d_out[i], &state);
+      if (t == head.tokens - 1 && args.d_final_state != nullptr) {
+        const float last =
+            tile.decay[i][my_row] *
+            state.DotRows(args.d_final_state + state_offset, row, K, V);
+        if (writes) {
+          p.last_dg[(head.n * shape.H + head.h) * K + row + lane] = last;
+        }
+      }
+      const RowSums sums =
+          RowStep(tile.decay[i] + warp_row, tile.key[i] + warp_row,
+                  tile.value[i], tile.d_out[i], &state);
       if (writes) {
         const int64_t at = TokenRow(shape, head, t, K) + row + lane;
-        p.dq[at] = dq;
-        StoreElement(dq, args.dq, shape.dtype, at);
+        p.dq[at] = args.scale * sums.past;
+        StoreElement(args.scale * (sums.past + tile.key[i][my_row] * sums.own),
+                     args.dq, shape.dtype, at);
       }
     }
   }
-  if (args.d_final_state == nullptr) return;
-  const float last =
-      state.DotRows(args.d_final_state + state_offset, row, K, V);
-  if (writes) p.last_dg[(head.n * shape.H + head.h) * K + row + lane] = last;
 }
 
 template <int kLaneColumns>
@@ -243,7 +256,7 @@ __global__ void __launch_bounds__(kRowThreads)
                    ? nullptr
                    : args.d_final_state + state_offset,
                row, K, V);
-  if (args.d_final_state != nullptr && writes) {
+  if (args.d_final_state != nullptr && head.tokens > 0 && writes) {
     dg = p.last_dg[(head.n * shape.H + head.h) * K + row + lane];
   }
   // What remains to be applied of the gates of the token before in this sweep.
@@ -263,8 +276,9 @@ __global__ void __launch_bounds__(kRowThreads)
       for (int r = 0; r < kWarpRows; ++r) {
         query[r] = args.scale * tile.query[i][warp_row + r];
       }
-      const float dk =
+      const RowSums dk =
           RowStep(decay, query, tile.d_out[i], tile.value[i], &d_state);
+      const float my_query = tile.query[i][my_row];
       const float my_decay = tile.decay[i][my_row];
       if (IsAnchor(t, period)) {
         const int64_t anchor = AnchorIndex(head, t, period);
@@ -272,13 +286,15 @@ __global__ void __launch_bounds__(kRowThreads)
              d_state.DotRows(p.anchors + StateOffset(shape, anchor, head.h),
                              row, K, V);
       } else {
-        dg += tile.query[i][my_row] * tile.dq[i][my_row] -
-              tile.key[i][my_row] * dk;
+        dg += my_query * tile.dq[i][my_row];
+        // The last token's is not in what QueryGradKernel left.
+        if (t + 1 < head.tokens) dg -= tile.key[i][my_row] * dk.past;
       }
       if (my_decay == 0) dg = 0;
       if (writes) {
         const int64_t at = TokenRow(shape, head, t, K) + row + lane;
-        StoreElement(dk, args.dk, shape.dtype, at);
+        StoreElement(dk.past + args.scale * my_query * dk.own, args.dk,
+                     shape.dtype, at);
         StoreElement(dg, args.dg, shape.gate_dtype, at);
       }
 #pragma unroll

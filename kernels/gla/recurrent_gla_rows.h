@@ -20,8 +20,8 @@ int64_t AnchorCount(const RecurrentGlaShape& shape);
 struct RowParams {
   RecurrentGlaBwdCudaArgs args;
   // The workspace, in parts.
-  float* dq;       // [B, T, H, K] before it is rounded to its type
-  float* last_dg;  // [N, H, K] <S_T, dS_T> by row
+  float* dq;       // [B, T, H, K] without what a token's own key adds
+  float* last_dg;  // [N, H, K] <e^g S_{T-1}, dS_T> of the last token, by row
   float* anchors;  // [AnchorCount, H, K, V]
 };
 cudaError_t RowSweeps(const RowParams& params, cudaStream_t stream);
