@@ -87,7 +87,8 @@ class BackwardMain : ScanStateTile<C> {
     NamedBarrier(kBackwardMainBarrier, C::kMainThreads);
     if (IsLoader()) LoadRows(2 * i + 2);
 
-    // dv^T = D^T k^^T + d_o^T scores^T;  dS^T = mid D^T + d_o^T q~;  dk^ = D v^T
+    // dv^T = D^T k^^T + d_o^T scores^T;  dS^T = mid D^T + d_o^T q~;  dk^ = D
+    // v^T
     uint32_t x[4][4];
     const uint32_t x_slab = SharedAddress(d_o[group_]);
 #pragma unroll
@@ -122,10 +123,10 @@ class BackwardMain : ScanStateTile<C> {
     Touch(k);
     LoadRowsIfFree(2 * i + 3);
     const GradChunk grad_chunk = {
-        .first = ((work_.rows.first + chunk * kChunk) * args_.shape.H +
-                  work_.h) *
-                     C::K +
-                 slab_ * 64,
+        .first =
+            ((work_.rows.first + chunk * kChunk) * args_.shape.H + work_.h) *
+                C::K +
+            slab_ * 64,
         .stride = args_.shape.H * C::K,
         .rows = rows,
         .d_a = shared_.d_a,
@@ -414,8 +415,8 @@ class BackwardMain : ScanStateTile<C> {
   // q += k^ dA^T.
   __device__ void KeyProducts(const Keys& keys, Accumulators& q) {
     const uint64_t a = SlabDescriptor(SharedAddress(keys.k[slab_]));
-    const uint64_t d_a = SlabDescriptor(SharedAddress(shared_.d_a) +
-                                        thread_.first_token * 128);
+    const uint64_t d_a =
+        SlabDescriptor(SharedAddress(shared_.d_a) + thread_.first_token * 128);
 #pragma unroll
     for (int step = 0; step < 4; ++step) {
       Wgmma<kRows, kColumns>(q, StepDescriptor<kRows>(a, step),
@@ -426,8 +427,8 @@ class BackwardMain : ScanStateTile<C> {
   // k += q~ dA.
   __device__ void QueryProducts(const Keys& keys, Accumulators& k) {
     const uint64_t a = SlabDescriptor(SharedAddress(keys.q[slab_]));
-    const uint64_t d_a = SlabDescriptor(SharedAddress(shared_.d_a) +
-                                        thread_.first_token * 2);
+    const uint64_t d_a =
+        SlabDescriptor(SharedAddress(shared_.d_a) + thread_.first_token * 2);
 #pragma unroll
     for (int step = 0; step < 4; ++step) {
       Wgmma<kRows, kRows>(k, StepDescriptor<kRows>(a, step),
@@ -500,7 +501,7 @@ class BackwardMain : ScanStateTile<C> {
       steep[0] = is_steep(thread_.Channel(0));
       steep[1] = is_steep(thread_.Channel(1));
     }
-    finish.StoreKeys(steep, q, k);
+    finish.StoreKeys(any_steep, steep, q, k);
     if constexpr (C::kSlabs == 1) {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {

@@ -43,18 +43,10 @@ class GradFinish {
 
   // The sum of k^ d over the tokens that the quad has.
   __device__ void KeyFlow(const float (&d)[kSize], float (&sum)[2]) const {
-    sum[0] = sum[1] = 0;
-#pragma unroll
-    for (int s = 0; s < kSize / 8; ++s) {
-      uint32_t x[4];
-      LoadMatrixTransposed(SharedAddress(chunk_.k) + fragment_ + 2048 * s, x);
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int e = 8 * s + 2 * i;
-        if (thread_.Token(e) < chunk_.rows) sum[i % 2] += LowFloat(x[i]) * d[e];
-        if (thread_.Token(e + 1) < chunk_.rows)
-          sum[i % 2] += HighFloat(x[i]) * d[e + 1];
-      }
+    if (chunk_.rows >= kChunk) {
+      AddKeyFlow<true>(d, sum);
+    } else {
+      AddKeyFlow<false>(d, sum);
     }
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
@@ -65,23 +57,12 @@ class GradFinish {
 
   // dq~ and dk^ to dq and dk, stored, and the terms q~ dq~ - k^ dk^ of dg, in
   // q. Steep channels have passed through GradSteep.
-  __device__ void StoreKeys(const bool (&steep)[2], float (&q)[kSize],
-                            float (&k)[kSize]) const {
-    const uint32_t q_slab = SharedAddress(chunk_.q) + fragment_;
-    const uint32_t k_slab = SharedAddress(chunk_.k) + fragment_;
-    const uint32_t b_slab = SharedAddress(chunk_.b) + fragment_;
-#pragma unroll
-    for (int s = 0; s < kSize / 8; ++s) {
-      uint32_t x[4], y[4], b[4];
-      LoadMatrixTransposed(q_slab + 2048 * s, x);
-      LoadMatrixTransposed(k_slab + 2048 * s, y);
-      LoadMatrixTransposed(b_slab + 2048 * s, b);
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        FinishPair(8 * s + 2 * i, steep[i % 2], x[i], y[i], b[i], q, k);
-      }
-      StoreMatrixTransposed(q_slab + 2048 * s, x);
-      StoreMatrixTransposed(k_slab + 2048 * s, y);
+  __device__ void StoreKeys(bool any_steep, const bool (&steep)[2],
+                            float (&q)[kSize], float (&k)[kSize]) const {
+    if (!any_steep && chunk_.rows >= kChunk) {
+      StoreKeys<true>(steep, q, k);
+    } else {
+      StoreKeys<false>(steep, q, k);
     }
   }
 
@@ -95,13 +76,12 @@ class GradFinish {
         float& first = term[4 * j + 2 * i];
         float& second = term[4 * j + 2 * i + 1];
         first += second;
-        // Sums over the pairs of later lanes of the quad.
-        float later = 0;
-#pragma unroll
-        for (int offset = 1; offset < 4; ++offset) {
-          const float x = __shfl_down_sync(0xffffffff, first, offset, 4);
-          if (thread_.lane % 4 + offset < 4) later += x;
-        }
+        // The sum over the pairs of later lanes of the quad.
+        const int lane = thread_.lane % 4;
+        float later = __shfl_down_sync(0xffffffff, first, 1, 4);
+        if (lane == 3) later = 0;
+        const float last = __shfl_down_sync(0xffffffff, first + later, 2, 4);
+        if (lane < 2) later += last;
         const float all =
             __shfl_sync(0xffffffff, first + later, thread_.lane & ~3);
         first += later + flow[i];
@@ -134,8 +114,52 @@ class GradFinish {
   }
 
  private:
+  // kPlain: the sequence has all rows of the chunk, and no channel is steep.
+  template <bool kPlain>
+  __device__ bool IsRow(int e) const {
+    return kPlain || thread_.Token(e) < chunk_.rows;
+  }
+
+  template <bool kPlain>
+  __device__ void AddKeyFlow(const float (&d)[kSize], float (&sum)[2]) const {
+    sum[0] = sum[1] = 0;
+#pragma unroll
+    for (int s = 0; s < kSize / 8; ++s) {
+      uint32_t x[4];
+      LoadMatrixTransposed(SharedAddress(chunk_.k) + fragment_ + 2048 * s, x);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int e = 8 * s + 2 * i;
+        if (IsRow<kPlain>(e)) sum[i % 2] += LowFloat(x[i]) * d[e];
+        if (IsRow<kPlain>(e + 1)) sum[i % 2] += HighFloat(x[i]) * d[e + 1];
+      }
+    }
+  }
+
+  template <bool kPlain>
+  __device__ void StoreKeys(const bool (&steep)[2], float (&q)[kSize],
+                            float (&k)[kSize]) const {
+    const uint32_t q_slab = SharedAddress(chunk_.q) + fragment_;
+    const uint32_t k_slab = SharedAddress(chunk_.k) + fragment_;
+    const uint32_t b_slab = SharedAddress(chunk_.b) + fragment_;
+#pragma unroll
+    for (int s = 0; s < kSize / 8; ++s) {
+      uint32_t x[4], y[4], b[4];
+      LoadMatrixTransposed(q_slab + 2048 * s, x);
+      LoadMatrixTransposed(k_slab + 2048 * s, y);
+      LoadMatrixTransposed(b_slab + 2048 * s, b);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        FinishPair<kPlain>(8 * s + 2 * i, steep[i % 2], x[i], y[i], b[i], q, k);
+      }
+      StoreMatrixTransposed(q_slab + 2048 * s, x);
+      StoreMatrixTransposed(k_slab + 2048 * s, y);
+    }
+  }
+
   // Elements e and e + 1, with their operands x = q~, y = k^ and gates: x and y
   // become dq and dk, q the terms of dg.
+  template <bool kPlain>
   __device__ void FinishPair(int e, bool steep, uint32_t& x, uint32_t& y,
                              uint32_t b, float (&q)[kSize],
                              float (&k)[kSize]) const {
@@ -149,7 +173,7 @@ class GradFinish {
       dq[i] = q[e + i] * args_.scale * Exp2(units * (-1 / kLogUnits));
       dk[i] = k[e + i] * Exp2(units * (1 / kLogUnits));
     }
-    if (steep) {  // GradSteep has left them so.
+    if (!kPlain && steep) {  // GradSteep has left them so.
       term[0] = __uint_as_float(__byte_perm(x, y, 0x1054));
       term[1] = __uint_as_float(__byte_perm(x, y, 0x3276));
       dq[0] = q[e], dq[1] = q[e + 1];
@@ -157,8 +181,8 @@ class GradFinish {
     }
     x = PackBf16(dq[0], dq[1]);
     y = PackBf16(dk[0], dk[1]);
-    q[e] = thread_.Token(e) < chunk_.rows ? term[0] : 0;
-    q[e + 1] = thread_.Token(e + 1) < chunk_.rows ? term[1] : 0;
+    q[e] = IsRow<kPlain>(e) ? term[0] : 0;
+    q[e + 1] = IsRow<kPlain>(e + 1) ? term[1] : 0;
   }
 
   // Where element e is in a [B, T, H, K] tensor.

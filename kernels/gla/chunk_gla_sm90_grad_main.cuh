@@ -26,10 +26,7 @@ class GradMain {
       BarrierWait(SharedAddress(&shared_.gated_full[work_.buffer]),
                   n / C::kBuffers & 1);
       BarrierWait(SharedAddress(&shared_.scored), n & 1);
-      Decay decay[2];
-      LoadDecay(0, decay[0]);
-      LoadDecay(1, decay[1]);
-      Within(decay, q, k, flow);
+      Within(q, k, flow);
       Finish(1, q[1], k[1], flow);
       Finish(0, q[0], k[0], flow);
       FenceAsyncProxy();
@@ -60,7 +57,8 @@ class GradMain {
     float mid[2];   // as in chunk_gla_sm90.cuh
   };
 
-  __device__ void LoadDecay(int c, Decay& decay) const {
+  __device__ Decay LoadDecay(int c) const {
+    Decay decay;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const float log = shared_.log_decay[work_.buffer][c][thread_.group * 64 +
@@ -71,6 +69,7 @@ class GradMain {
       decay.edge[i] = steep ? 1 : all;
       decay.mid[i] = steep ? all : 1;
     }
+    return decay;
   }
 
   static __device__ void Scale(float (&d)[32], const float (&factor)[2]) {
@@ -178,20 +177,23 @@ class GradMain {
 
   // From state products to dq~ and dk^ of both chunks, and from <S, D> to the
   // flow out of the segment.
-  __device__ void Within(const Decay (&decay)[2], float (&q)[2][32],
-                         float (&k)[2][32], float (&flow)[2]) {
+  __device__ void Within(float (&q)[2][32], float (&k)[2][32],
+                         float (&flow)[2]) {
     // If there is no chunk 1, D has been scaled for chunk 0.
     const bool both = work_.rows > kChunk;
-    Scale(q[1], decay[0].mid);
-    Scale(k[0], decay[1].mid);
-    float early[2], late[2], key_edge[2];
+    // Decays are loaded anew wherever they are used: registers are short.
+    Scale(q[1], LoadDecay(0).mid);
+    Scale(k[0], LoadDecay(1).mid);
+    float early[2], late[2];
     KeyFlow(0, k[0], early);
     KeyFlow(1, k[1], late);
+    {
+      const Decay first = LoadDecay(0), second = LoadDecay(1);
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      key_edge[i] = both ? decay[0].edge[i] : 1;
-      flow[i] *= both ? decay[0].all[i] * decay[1].mid[i] : decay[0].mid[i];
-      flow[i] += key_edge[i] * early[i] + late[i];
+      for (int i = 0; i < 2; ++i) {
+        flow[i] *= both ? first.all[i] * second.mid[i] : first.mid[i];
+        flow[i] += (both ? first.edge[i] : 1) * early[i] + late[i];
+      }
     }
     const uint64_t d_a = SlabDescriptor(SharedAddress(shared_.d_a));
     StartProducts(q, k);
@@ -211,8 +213,13 @@ class GradMain {
                           StepDescriptor<kRows>(d_a + 2 * kNextSlab, i), true);
     }
     EndProducts(q, k);
-    Scale(q[1], decay[0].edge);
-    Scale(k[0], key_edge);
+    {
+      const Decay first = LoadDecay(0);
+      const float key_edge[2] = {both ? first.edge[0] : 1,
+                                 both ? first.edge[1] : 1};
+      Scale(q[1], first.edge);
+      Scale(k[0], key_edge);
+    }
     StartProducts(q, k);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
@@ -267,8 +274,8 @@ class GradMain {
     bool steep[2] = {false, false};
     if (any_steep) {
       const auto is_steep = [this, c](int channel) {
-        return IsSteep(shared_.log_decay[work_.buffer][c]
-                                        [thread_.group * 64 + channel]);
+        return IsSteep(
+            shared_.log_decay[work_.buffer][c][thread_.group * 64 + channel]);
       };
       GradSteep<Gate, GradArgs, 32>(params_.args, chunk, thread_,
                                     shared_.steep[thread_.group])
@@ -276,7 +283,7 @@ class GradMain {
       steep[0] = is_steep(thread_.Channel(0));
       steep[1] = is_steep(thread_.Channel(1));
     }
-    elements.StoreKeys(steep, q, k);
+    elements.StoreKeys(any_steep, steep, q, k);
     elements.SumTerms(q, flow);
     elements.StoreGates(any_steep, q);
   }
