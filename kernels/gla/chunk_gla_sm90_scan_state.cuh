@@ -19,7 +19,7 @@ class ScanState : ScanStateTile<C> {
   __device__ void Run() {
     LoadState();
     if (work_.chunks > 0) {
-      WaitFull(0);
+      if (WaitsEarly()) WaitFull(0);
       if (C::kReverse) FinishSlabs<0, 0>(shared_.decay[0]);
       float p[16] = {};
       if constexpr (C::kOutput) {
@@ -44,6 +44,12 @@ class ScanState : ScanStateTile<C> {
   using Tile::column_, Tile::fragment_, Tile::state_;
   using Tile::LoadState, Tile::StoreState, Tile::StoreRows, Tile::Thread;
 
+  // Whether a step waits for the next one's stage: it needs its scores, or its
+  // edges. (Where states are stored it is faster, too, by a tenth.)
+  __device__ bool WaitsEarly() const {
+    return C::kGates || C::kReverse || args_.states != nullptr;
+  }
+
   // Step i, whose scores have been started; starts the next one's in p (after
   // the last step of whatever lies there). Without output there are no scores.
   template <bool kOutput>
@@ -53,6 +59,7 @@ class ScanState : ScanStateTile<C> {
     const Stage& tiles = shared_.stage[stage];
     const auto& decay = shared_.decay[stage];
 
+    if (!WaitsEarly()) WaitFull(i);
     float y[32] = {};
     if constexpr (kOutput) {
       uint8_t* const stored = StoredState(chunk);
@@ -80,7 +87,7 @@ class ScanState : ScanStateTile<C> {
     UpdateState(tiles, x);
     const bool has_next = i + 1 < work_.chunks;
     const int next_stage = (i + 1) % C::kStages;
-    if (has_next) WaitFull(i + 1);
+    if (WaitsEarly() && has_next) WaitFull(i + 1);
     if constexpr (kOutput) {
       StartScores(next_stage, p);
       WgmmaWait<C::kSlabs + kScoreGroups>();
