@@ -77,11 +77,15 @@ class BackwardMain : ScanStateTile<C> {
     Touch(p);
     Touch(d_a);
     const bool any_steep = HasSteep(stage);
-    if (any_steep) AddSteepScores(chunk, shared_.decay[stage], p);
-    StoreScores(shared_.scores, p,
-                [](int row, int column) { return row <= column; });
-    StoreScores(shared_.d_a, d_a,
-                [](int row, int column) { return column <= row; });
+    if (any_steep) {
+      const auto is_steep = [this, stage](int channel) {
+        return IsSteepDecay(shared_.decay[stage][channel]);
+      };
+      Tile::AddSteepScores(chunk, is_steep, shared_.steep[0], p);
+    }
+    Tile::StoreScores(shared_.scores, IsCausal<C>, p);
+    const auto has_key = [](int query, int key) { return key <= query; };
+    Tile::StoreScores(shared_.d_a, has_key, d_a);
     FenceAsyncProxy();
     if (IsStorer()) TensorStoreWaitRead();  // dv of the chunk before
     NamedBarrier(kBackwardMainBarrier, C::kMainThreads);
@@ -206,9 +210,6 @@ class BackwardMain : ScanStateTile<C> {
 
   // --- Scores and dA: this warpgroup's 32 columns of both.
 
-  __device__ int Row() const { return warp_ * 16 + lane_ / 4; }
-  __device__ int Column() const { return 32 * group_ + lane_ % 4 * 2; }
-
   // p = k^ q~^T, d_a = d_o v^T.
   __device__ void StartScores(const Keys& keys, const Rows& v, const Rows& d_o,
                               float (&p)[16], float (&d_a)[16]) {
@@ -233,63 +234,11 @@ class BackwardMain : ScanStateTile<C> {
     }
   }
 
-  template <typename Fn>
-  __device__ void StoreScores(uint8_t* slab, const float (&p)[16], Fn is_kept) {
-    const uint32_t element = SharedAddress(slab) + SlabElement(Row(), Column());
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const int row = Row() + 8 * i, column = Column() + 8 * j;
-        const float low = is_kept(row, column) ? p[4 * j + 2 * i] : 0;
-        const float high = is_kept(row, column + 1) ? p[4 * j + 2 * i + 1] : 0;
-        StoreShared32((element ^ (j << 4)) + i * 1024, PackBf16(low, high));
-      }
-    }
-  }
-
   __device__ bool HasSteep(int stage) const {
     bool any = false;
 #pragma unroll
     for (int s = 0; s < C::kSlabs; ++s) any |= shared_.any_steep[stage][s] != 0;
     return any;
-  }
-
-  // Adds the terms q k e^(b_t - b_u) of a chunk's steep channels, eight at a
-  // time, both warpgroups together. (What their gated operands add to the
-  // products is below 2^-kMaxLog2Decay of that.)
-  __device__ void AddSteepScores(int chunk, const float (&decay)[C::K],
-                                 float (&p)[16]) {
-    SteepChannels& channels = shared_.steep[0];
-    const int thread = Tile::Thread();
-#pragma unroll 1
-    for (int first = 0; first < C::K; first += 8) {
-      bool any = false;
-#pragma unroll 1
-      for (int c = 0; c < 8; ++c) any |= IsSteepDecay(decay[first + c]);
-      if (!any) continue;
-      NamedBarrier(kBackwardMainBarrier, C::kMainThreads);
-      if (group_ == 0) {
-        const int row = chunk * kChunk + thread / 2;
-        const bool valid = row < work_.rows.length;
-        const int64_t offset =
-            ((work_.rows.first + (valid ? row : 0)) * args_.shape.H + work_.h) *
-                C::K +
-            first;
-        LoadSteepChannels<Gate>(args_, thread, valid, offset, channels);
-        NamedBarrier(kBackwardGroupBarrier, 128);
-        AccumulateGates(thread, channels);
-      }
-      NamedBarrier(kBackwardMainBarrier, C::kMainThreads);
-#pragma unroll 1
-      for (int c = 0; c < 8; ++c) {
-        if (!IsSteepDecay(decay[first + c])) continue;
-        AddSteepTerms</*kReverse=*/true>(channels, c, args_.scale, Row(),
-                                         Column(), p);
-      }
-    }
-    // Before scores replace the channels.
-    NamedBarrier(kBackwardMainBarrier, C::kMainThreads);
   }
 
   // --- The state.
@@ -436,46 +385,17 @@ class BackwardMain : ScanStateTile<C> {
     }
   }
 
-  // Adds mid <S, D> to the flow out of the chunk. A warp has its 16 channels of
-  // the warpgroup's values: even lanes the first eight, odd ones the others;
-  // the rows of a quarter of a warp lie in different banks.
+  // Adds mid <S, D> to the flow out of the chunk.
   __device__ void AddStateFlow(const float (&decay)[C::K], float (&flow)[2]) {
-    float sums[8] = {};
-    const int lanes = lane_ / 2;
-    const int row = lanes % 4 * 2 + lanes / 4 % 2 + lanes / 8 * 8;
-    const uint32_t offset = SlabOffset(row, 2 * warp_ + lane_ % 2);
+    float sums[8] = {}, state_flow[2];
     constexpr int kValueSlabs = C::kSlabs;  // of a warpgroup
 #pragma unroll
     for (int i = 0; i < kValueSlabs; ++i) {
       const int s = C::kSlabs == 2 ? i : group_;
-      const uint32_t from_s = SharedAddress(shared_.state[slab_][s]) + offset;
-      const uint32_t from_d = SharedAddress(shared_.d_state[slab_][s]) + offset;
-#pragma unroll
-      for (int n = 0; n < 4; ++n) {
-        const uint4 x = LoadShared128(from_s + n * 2048);
-        const uint4 y = LoadShared128(from_d + n * 2048);
-        const uint32_t a[4] = {x.x, x.y, x.z, x.w};
-        const uint32_t b[4] = {y.x, y.y, y.z, y.w};
-#pragma unroll
-        for (int j = 0; j < 4; ++j) {
-          sums[2 * j] += LowFloat(a[j]) * LowFloat(b[j]);
-          sums[2 * j + 1] += HighFloat(a[j]) * HighFloat(b[j]);
-        }
-      }
+      AddSlabFlow(shared_.state[slab_][s], shared_.d_state[slab_][s], thread_,
+                  sums);
     }
-    float state_flow[2];
-#pragma unroll
-    for (int j = 0; j < 8; ++j) {
-#pragma unroll
-      for (int distance = 2; distance < 32; distance *= 2) {
-        sums[j] += __shfl_xor_sync(0xffffffff, sums[j], distance);
-      }
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const float x = __shfl_sync(0xffffffff, sums[j], i);
-        if (lane_ / 4 == j) state_flow[i] = x;
-      }
-    }
+    SumSlabFlow(thread_, sums, state_flow);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const float all = decay[slab_ * 64 + thread_.Channel(i)];

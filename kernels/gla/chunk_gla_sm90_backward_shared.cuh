@@ -70,12 +70,12 @@ struct BackwardShared {
   uint64_t rows_full[3], state_full;
 };
 
-// Named barriers.
+// Named barriers, beside kSteepBarrier and kSteepLoadBarrier.
 inline constexpr int kBackwardGateBarrier = 1;
-inline constexpr int kBackwardMainBarrier = 2;   // both main warpgroups
-inline constexpr int kBackwardRowsBarrier = 3;   // main to the loading warp
-inline constexpr int kBackwardFlowBarrier = 4;   // one main to the other
-inline constexpr int kBackwardGroupBarrier = 5;  // and 6: one a warpgroup
+inline constexpr int kBackwardMainBarrier = 4;   // both main warpgroups
+inline constexpr int kBackwardRowsBarrier = 5;   // main to the loading warp
+inline constexpr int kBackwardFlowBarrier = 6;   // one main to the other
+inline constexpr int kBackwardGroupBarrier = 7;  // and 8: one a warpgroup
 
 __device__ inline bool IsSteepDecay(float decay) {
   return __float_as_uint(decay) >> 31;

@@ -93,7 +93,10 @@ class GradMain {
       }
       WaitForStage(half_step_ + 1);
       StartProduct(k, 1);
-      AddFlow(sums);
+      AddSlabFlow(
+          shared_.stage[half_step_ % C::kStages].state[thread_.group],
+          shared_.stage[(half_step_ + 1) % C::kStages].state[thread_.group],
+          thread_, sums);
       WgmmaWait<1>();
       Release(half_step_);
       half_step_ += 2;
@@ -101,7 +104,7 @@ class GradMain {
     WgmmaWait<0>();
     Release(half_step_ - 1);
     TouchAll(q, k);
-    FinishFlow(sums, flow);
+    SumSlabFlow(thread_, sums, flow);
   }
 
   __device__ void WaitForStage(int half_step) const {
@@ -130,47 +133,6 @@ class GradMain {
           d[1], a, StepDescriptor<kColumns>(rows + kNextSlab, i), true);
     }
     WgmmaCommit();
-  }
-
-  // Adds 64 values' <S, D>, meanwhile. A warp has its 16 channels of all rows:
-  // even lanes the first eight, odd ones the others; the rows of a quarter of a
-  // warp lie in different banks.
-  __device__ void AddFlow(float (&sums)[8]) const {
-    const uint32_t s = SharedAddress(
-        shared_.stage[half_step_ % C::kStages].state[thread_.group]);
-    const uint32_t d = SharedAddress(
-        shared_.stage[(half_step_ + 1) % C::kStages].state[thread_.group]);
-    const int group = thread_.lane / 2;
-    const int row = group % 4 * 2 + group / 4 % 2 + group / 8 * 8;
-    const uint32_t offset =
-        SlabOffset(row, 2 * thread_.warp + thread_.lane % 2);
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const uint4 x = LoadShared128(s + offset + i * 2048);
-      const uint4 y = LoadShared128(d + offset + i * 2048);
-      const uint32_t a[4] = {x.x, x.y, x.z, x.w};
-      const uint32_t b[4] = {y.x, y.y, y.z, y.w};
-#pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        sums[2 * j] += LowFloat(a[j]) * LowFloat(b[j]);
-        sums[2 * j + 1] += HighFloat(a[j]) * HighFloat(b[j]);
-      }
-    }
-  }
-
-  __device__ void FinishFlow(float (&sums)[8], float (&flow)[2]) const {
-#pragma unroll
-    for (int j = 0; j < 8; ++j) {
-#pragma unroll
-      for (int distance = 2; distance < 32; distance *= 2) {
-        sums[j] += __shfl_xor_sync(0xffffffff, sums[j], distance);
-      }
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const float x = __shfl_sync(0xffffffff, sums[j], i);
-        if (thread_.lane / 4 == j) flow[i] = x;
-      }
-    }
   }
 
   // --- Within the segment.

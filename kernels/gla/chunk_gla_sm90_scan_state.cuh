@@ -42,7 +42,7 @@ class ScanState : ScanStateTile<C> {
   using Tile = ScanStateTile<C>;
   using Tile::args_, Tile::work_, Tile::group_, Tile::warp_, Tile::lane_;
   using Tile::column_, Tile::fragment_, Tile::state_;
-  using Tile::LoadState, Tile::StoreState, Tile::StoreRows, Tile::Thread;
+  using Tile::LoadState, Tile::StoreState, Tile::StoreRows, Tile::Row;
 
   // Whether a step waits for the next one's stage: it needs its scores, or its
   // edges. (Where states are stored it is faster, too, by a tenth.)
@@ -145,70 +145,17 @@ class ScanState : ScanStateTile<C> {
     BarrierWait(SharedAddress(&shared_.scores_empty),
                 ((i - work_.silent) & 1) ^ 1);
     const auto& decay = shared_.decay[i % C::kStages];
-    if (HasSteep<C>(decay)) AddSteep(decay, chunk, p);
-    const uint32_t element =
-        SharedAddress(shared_.scores[0]) + SlabElement(Row(), Column());
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        // Eight columns on, eight rows on.
-        const uint32_t address = (element ^ (j << 4)) + i * 1024;
-        const int row = Row() + 8 * i, column = Column() + 8 * j;
-        const float low = IsCausal<C>(row, column) ? p[4 * j + 2 * i] : 0;
-        const float high =
-            IsCausal<C>(row, column + 1) ? p[4 * j + 2 * i + 1] : 0;
-        StoreShared32(address, PackBf16(low, high));
-      }
+    if (HasSteep<C>(decay)) {
+      const auto is_steep = [&decay](int channel) {
+        return decay[channel / 64]
+                   .mid[channel % 8 / 2][channel % 64 / 8 * 2 + channel % 2] !=
+               1;
+      };
+      Tile::AddSteepScores(chunk, is_steep, shared_.steep, p);
     }
+    Tile::StoreScores(shared_.scores[0], IsCausal<C>, p);
     FenceAsyncProxy();
     BarrierArrive(SharedAddress(&shared_.scored));
-  }
-
-  // The first of this thread's elements of the scores.
-  __device__ int Row() const { return warp_ * 16 + lane_ / 4; }
-  __device__ int Column() const { return 32 * group_ + lane_ % 4 * 2; }
-
-  // Adds the terms q k e^(b_t - b_u) of a chunk's steep channels. (What their
-  // gated operands add to the products is below 2^-kMaxLog2Decay of that.)
-  // Works from global memory, eight channels at a time, both warpgroups
-  // together: any block needs any slab.
-  __device__ void AddSteep(const SlabDecay (&decay)[C::kSlabs], int chunk,
-                           float (&p)[16]) {
-#pragma unroll 1
-    for (int group = 0; group < C::K / 8; ++group) {
-      const auto& mid = decay[group / 8].mid;
-      const int j = group % 8 * 2;  // channel c: mid[c / 2][j + c % 2]
-      bool any = false;
-#pragma unroll 1
-      for (int c = 0; c < 8; ++c) any |= mid[c / 2][j + c % 2] != 1;
-      if (!any) continue;
-      NamedBarrier(kSteepBarrier, 256);
-      if (group_ == 0) {
-        LoadChannels(chunk, group * 8);
-        NamedBarrier(kSteepLoadBarrier, 128);
-        AccumulateGates(Thread(), shared_.steep);
-      }
-      NamedBarrier(kSteepBarrier, 256);
-#pragma unroll 1
-      for (int c = 0; c < 8; ++c) {
-        if (mid[c / 2][j + c % 2] == 1) continue;
-        AddSteepTerms<C::kReverse>(shared_.steep, c, args_.scale, Row(),
-                                   Column(), p);
-      }
-    }
-    NamedBarrier(kSteepBarrier, 256);  // Before scores replace the channels.
-  }
-
-  __device__ void LoadChannels(int chunk, int first) {
-    const int row = chunk * kChunk + Thread() / 2;
-    const bool valid = row < work_.rows.length;
-    const int64_t offset =
-        ((work_.rows.first + (valid ? row : 0)) * args_.shape.H + work_.h) *
-            C::K +
-        first;
-    LoadSteepChannels<typename C::Gate>(args_, Thread(), valid, offset,
-                                        shared_.steep);
   }
 
   // y += x^T scores^T. Scores that come with the stage are the forward ones:

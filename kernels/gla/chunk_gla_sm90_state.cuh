@@ -25,6 +25,75 @@ class ScanStateTile {
 
   __device__ int Thread() const { return warp_ * 32 + lane_; }
 
+  // --- Scores: 32 columns of a chunk's, in two warpgroups.
+
+  // The first of this thread's elements.
+  __device__ int Row() const { return warp_ * 16 + lane_ / 4; }
+  __device__ int Column() const { return 32 * group_ + lane_ % 4 * 2; }
+
+  // Stores those that is_kept(row, column), the others as zeros.
+  template <typename Fn>
+  __device__ void StoreScores(const uint8_t (&slab)[kSlabBytes], Fn is_kept,
+                              const float (&p)[16]) const {
+    const uint32_t element = SharedAddress(slab) + SlabElement(Row(), Column());
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        // Eight columns on, eight rows on.
+        const uint32_t address = (element ^ (j << 4)) + i * 1024;
+        const int row = Row() + 8 * i, column = Column() + 8 * j;
+        const float low = is_kept(row, column) ? p[4 * j + 2 * i] : 0;
+        const float high = is_kept(row, column + 1) ? p[4 * j + 2 * i + 1] : 0;
+        StoreShared32(address, PackBf16(low, high));
+      }
+    }
+  }
+
+  // Adds the terms q k e^(b_t - b_u) of a chunk's channels that are
+  // is_steep(channel). (What their gated operands add to the products is below
+  // 2^-kMaxLog2Decay of that.) Works from global memory, eight channels at a
+  // time, both warpgroups together: any block needs any channel.
+  template <typename Fn>
+  __device__ void AddSteepScores(int chunk, Fn is_steep,
+                                 SteepChannels& channels,
+                                 float (&p)[16]) const {
+#pragma unroll 1
+    for (int first = 0; first < C::K; first += 8) {
+      bool any = false;
+#pragma unroll 1
+      for (int c = 0; c < 8; ++c) any |= is_steep(first + c);
+      if (!any) continue;
+      NamedBarrier(kSteepBarrier, 256);
+      if (group_ == 0) {
+        LoadChannels(chunk, first, channels);
+        NamedBarrier(kSteepLoadBarrier, 128);
+        AccumulateGates(Thread(), channels);
+      }
+      NamedBarrier(kSteepBarrier, 256);
+#pragma unroll 1
+      for (int c = 0; c < 8; ++c) {
+        if (!is_steep(first + c)) continue;
+        AddSteepTerms<C::kReverse>(channels, c, args_.scale, Row(), Column(),
+                                   p);
+      }
+    }
+    NamedBarrier(kSteepBarrier, 256);  // Before scores replace the channels.
+  }
+  __device__ void LoadChannels(int chunk, int first,
+                               SteepChannels& channels) const {
+    const int row = chunk * kChunk + Thread() / 2;
+    const bool valid = row < work_.rows.length;
+    const int64_t offset =
+        ((work_.rows.first + (valid ? row : 0)) * args_.shape.H + work_.h) *
+            C::K +
+        first;
+    LoadSteepChannels<typename C::Gate>(args_, Thread(), valid, offset,
+                                        channels);
+  }
+
+  // --- The state.
+
   // fn(element of the accumulator, offset in a [K, V] state).
   template <typename Fn>
   __device__ void ForEachStateElement(Fn fn) {
