@@ -77,19 +77,19 @@ struct ScanArgs {
   const float* initial_state;  // [N, H, K, V]
   float* final_state;          // [N, H, K, V]
   // Stored states, one every StateChunks; null: not wanted. Forward: S before
-  // these. Reverse: dS after it, times `edge` (chunk_gla_sm90.cuh) of the
+  // the chunks. Reverse: dS after them, times `edge` (chunk_gla_sm90.cuh) of the
   // segment's last chunk, as that chunk's dv and dk need it.
   __nv_bfloat16* states;
   // The gates of every chunk added up, in powers of two, as
   // [2 SegmentSlots][H][K]; null: not wanted. Written by the forward pass where
   // it gates, with y.
   float* log_decays;
+  int pieces = 1;
   // With pieces > 2: [N, H, pieces, V / 64, K / 64, 8, 128, 4], in the order in
   // which a state warpgroup's threads hold it (wgmma_sm90.cuh; rows are values,
   // columns channels), and [N, H, pieces, K]. When y is null the pass starts
   // every piece from zero and writes its end state and decay; otherwise it
   // reads the state before each piece.
-  int pieces = 1;
   float* piece_states = nullptr;
   float* piece_decays = nullptr;
 };

@@ -1,6 +1,7 @@
-// dq, dk and dg from the stored states (SegmentGradients).
+// dq, dk and dg from the stored states (SegmentGradients), of heads of more
+// than 128 values.
 //
-// An item is 64 or 128 channels of a segment of two chunks of one head. With S
+// An item is 128 channels of a segment of two chunks of one head. With S
 // before the segment, D = edge_1 dS after it and the operands of
 // chunk_gla_sm90.cuh, transposed (rows are channels, columns tokens):
 //   dA_cj = mask(do_c v_j^T)
@@ -14,14 +15,14 @@
 // times the D term of dk^. The same float32 accumulators and rounded operands
 // in sum and flow: what flows from keys to D cancels exactly.
 //
-//   warpgroups 0 (and 1)  main: 64 channels each; dq~ and dk^ of 128 tokens in
-//                         registers
-//   next                  scores: loads do, v, S, D in half steps of 64 values,
-//                         (do, S) and (v, D); forms dA
-//   last                  gates: loads q, k, g and gates them during the steps;
-//                         writes dq, dk, dg
+//   warpgroups 0, 1 (main)  64 channels each; dq~ and dk^ of 128 tokens in
+//                           registers
+//   warpgroup 2 (scores)    loads do, v, S, D in half steps of 64 values,
+//                           (do, S) and (v, D); forms dA
+//   warpgroup 3 (gates)     loads q, k, g and gates them during the steps;
+//                           writes dq, dk, dg
 //
-// One block a multiprocessor takes item after item; loads and gates are an item
+// One block a multiprocessor takes item after item; do, v, S and D are loaded
 // ahead as far as there is room. Barriers:
 //   full, empty  of a stage, one half step: loaded; read by main and scores
 //   raw_full     q, k, g are there
@@ -50,10 +51,8 @@ __global__ void __launch_bounds__(C::kThreads, 1)
       BarrierInit(SharedAddress(&shared.full[s]), 1);
       BarrierInit(SharedAddress(&shared.empty[s]), 4 * (C::kMains + 1));
     }
-    for (int b = 0; b < C::kBuffers; ++b) {
-      BarrierInit(SharedAddress(&shared.raw_full[b]), 1);
-      BarrierInit(SharedAddress(&shared.gated_full[b]), 128);
-    }
+    BarrierInit(SharedAddress(&shared.raw_full), 1);
+    BarrierInit(SharedAddress(&shared.gated_full), 128);
     BarrierInit(SharedAddress(&shared.scored), 128);
     BarrierInit(SharedAddress(&shared.finished), 128 * C::kMains);
     BarrierInitFence();

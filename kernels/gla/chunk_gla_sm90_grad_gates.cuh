@@ -19,21 +19,18 @@ class GradGates {
 
   __device__ void Run() {
     GradItems<C> items;
-    int count = 0;  // items whose loads have started
-    const auto load_next = [this, &items, &count] {
-      if (!items.Next(params_, &works_[count % C::kBuffers])) return;
-      LoadRaw(count % C::kBuffers);
-      ++count;
-    };
-    for (int b = 0; b < C::kBuffers; ++b) load_next();
-    int gated = 0;
-    for (int n = 0; n < count; ++n) {
-      for (; gated < count && gated < n + C::kBuffers; ++gated) {
-        GateItem(gated);
-      }
+    for (int n = 0; items.Next(params_, &work_); ++n) {
+      LoadRaw();
+      // A warp has 64 channels of a chunk.
+      const int slab = warp_ / 2, c = warp_ % 2;
+      Gates decay = {};
+      if (work_.RowsOf(c) > 0) LoadDecay(slab, c, decay);
+      BarrierWait(SharedAddress(&shared_.raw_full), n & 1);
+      Gate(slab, c, decay);
+      FenceAsyncProxy();
+      BarrierArrive(SharedAddress(&shared_.gated_full));
       BarrierWait(SharedAddress(&shared_.finished), n & 1);
-      Store(n % C::kBuffers);
-      load_next();
+      Store();
     }
   }
 
@@ -45,28 +42,26 @@ class GradGates {
   using Piece = Bf16Piece<8>;
   static constexpr bool kGatesInSlab = sizeof(GateT) == 2;
 
-  static constexpr int kUnitWarps = 2 / C::kMains;  // that gate a chunk's slab
-  static constexpr int kRows = kChunk / 4 / kUnitWarps;  // of a lane
+  static constexpr int kRows = kChunk / 4;  // of a lane
 
   __device__ bool IsLoader() const { return warp_ == 0 && lane_ == 0; }
   // The first channel of a slab in a row of H K.
-  static __device__ int Column(const GradWork& work, int slab) {
-    return work.h * C::K + (work.slice * C::kMains + slab) * 64;
+  __device__ int Column(int slab) const {
+    return work_.h * C::K + (work_.slice * C::kMains + slab) * 64;
   }
 
   // q, k and 16-bit gates, each in the place of what is made of it.
-  __device__ void LoadRaw(int buffer) {
+  __device__ void LoadRaw() {
     if (!IsLoader()) return;
-    const GradWork& work = works_[buffer];
-    const uint32_t full = SharedAddress(&shared_.raw_full[buffer]);
+    const uint32_t full = SharedAddress(&shared_.raw_full);
     constexpr int kTensors = kGatesInSlab ? 3 : 2;
     BarrierArriveExpect(full,
                         C::kMains * kSegmentChunks * kTensors * kSlabBytes);
     for (int slab = 0; slab < C::kMains; ++slab) {
-      auto& gated = shared_.gated[buffer][slab];
-      const int column = Column(work, slab);
+      auto& gated = shared_.gated[slab];
+      const int column = Column(slab);
       for (int c = 0; c < kSegmentChunks; ++c) {
-        const int row = work.row + c * kChunk;
+        const int row = work_.row + c * kChunk;
         TensorLoad(SharedAddress(gated.q[c]), &params_.q, column, row, full);
         TensorLoad(SharedAddress(gated.k[c]), &params_.k, column, row, full);
         if (kGatesInSlab) {
@@ -76,21 +71,20 @@ class GradGates {
     }
   }
 
-  // Item n: kUnitWarps warps gate a chunk of 64 channels.
-  __device__ void GateItem(int n) {
-    const int buffer = n % C::kBuffers;
-    BarrierWait(SharedAddress(&shared_.raw_full[buffer]), n / C::kBuffers & 1);
-    const int unit = warp_ / kUnitWarps;
-    Gate(works_[buffer], buffer, unit / 2, unit % 2);
-    FenceAsyncProxy();
-    BarrierArrive(SharedAddress(&shared_.gated_full[buffer]));
+  // What the gates of a chunk add up to, as the forward pass left it.
+  __device__ void LoadDecay(int slab, int c, Gates& decay) const {
+    LoadSums(params_.args.log_decays +
+                 ((work_.slot * kSegmentChunks + c) * params_.args.shape.H +
+                  work_.h) *
+                     C::K +
+                 (work_.slice * C::kMains + slab) * 64 + lane_ % 8 * 8,
+             decay);
   }
 
-  __device__ void Gate(const GradWork& work, int buffer, int slab, int c) {
-    auto& gated = shared_.gated[buffer][slab];
-    const int part = warp_ % kUnitWarps, piece = lane_ % 8;
-    const int first = (part * 4 + lane_ / 8) * kRows;
-    const int rows = work.RowsOf(c);
+  __device__ void Gate(int slab, int c, const Gates& decay) {
+    auto& gated = shared_.gated[slab];
+    const int piece = lane_ % 8, first = lane_ / 8 * kRows;
+    const int rows = work_.RowsOf(c);
     // A lane's rows' gates, or zero where there is no row.
     const auto gates = [&](int row) -> Raw {
       if (row >= rows) return {};
@@ -98,21 +92,12 @@ class GradGates {
         return {*PieceAt(gated.b[c], row)};
       } else {
         const int64_t offset =
-            (work.row + c * kChunk + row) * (params_.args.shape.H * C::K) +
-            Column(work, slab) + 8 * piece;
+            (work_.row + c * kChunk + row) * (params_.args.shape.H * C::K) +
+            Column(slab) + 8 * piece;
         return *reinterpret_cast<const Raw*>(
             static_cast<const float*>(params_.args.g) + offset);
       }
     };
-    Gates decay = {};  // of the chunk
-    if (rows > 0) {
-      LoadSums(params_.args.log_decays +
-                   ((work.slot * kSegmentChunks + c) * params_.args.shape.H +
-                    work.h) *
-                       C::K +
-                   (work.slice * C::kMains + slab) * 64 + 8 * piece,
-               decay);
-    }
     Gates b = {}, all;
 #pragma unroll 1
     for (int r = first; r < first + kRows; r += 4) {
@@ -123,9 +108,8 @@ class GradGates {
       for (int i = 0; i < 4; ++i) AddGates(g[i], b);
     }
     SumRowGroups(b, b, all);
-    if constexpr (kUnitWarps == 2) AddFirstHalf(c, part, all, b);
-    if (part == 0 && lane_ < 8) {
-      StoreSums(decay, &shared_.log_decay[buffer][c][slab * 64 + 8 * piece]);
+    if (lane_ < 8) {
+      StoreSums(decay, &shared_.log_decay[c][slab * 64 + 8 * piece]);
     }
     Gates shift;
     bool any = false;
@@ -135,7 +119,7 @@ class GradGates {
       shift[i] = KeyShift(decay[i]);
     }
     any = __any_sync(0xffffffff, any);
-    if (part == 0 && lane_ == 0) shared_.any_steep[buffer][slab][c] = any;
+    if (lane_ == 0) shared_.any_steep[slab][c] = any;
     constexpr int kBatch = 2;  // rows whose loads are issued together
 #pragma unroll 1
     for (int r = first; r < first + kRows; r += kBatch) {
@@ -161,42 +145,26 @@ class GradGates {
     }
   }
 
-  // From sums within half a chunk, `all` of them, to sums within the chunk.
-  __device__ void AddFirstHalf(int c, int part, const Gates& all,
-                               Gates& before) {
-    float(&total)[64] = shared_.first_half[c];
-    if (part == 0 && lane_ < 8) StoreSums(all, &total[8 * lane_]);
-    NamedBarrier(kGradGateBarrier, 128);
-    if (part == 1) {
-      Gates first;
-      LoadSums(&total[lane_ % 8 * 8], first);
-#pragma unroll
-      for (int i = 0; i < 8; ++i) before[i] += first[i];
-    }
-    NamedBarrier(kGradGateBarrier, 128);  // All have read.
-  }
-
   __device__ Piece* PieceAt(uint8_t (&slab)[kSlabBytes], int row) const {
     return reinterpret_cast<Piece*>(slab + SlabOffset(row, lane_ % 8));
   }
 
-  // The gradients that are in a buffer.
-  __device__ void Store(int buffer) {
-    if (works_[buffer].rows == kSegment) {
-      StoreSegment(buffer);
+  // The item's gradients.
+  __device__ void Store() {
+    if (work_.rows == kSegment) {
+      StoreSegment();
     } else {
-      StoreRows(buffer);
+      StoreRows();
     }
   }
 
-  __device__ void StoreSegment(int buffer) {
+  __device__ void StoreSegment() {
     if (!IsLoader()) return;
-    const GradWork& work = works_[buffer];
     for (int slab = 0; slab < C::kMains; ++slab) {
-      auto& gated = shared_.gated[buffer][slab];
-      const int column = Column(work, slab);
+      auto& gated = shared_.gated[slab];
+      const int column = Column(slab);
       for (int c = 0; c < kSegmentChunks; ++c) {
-        const int row = work.row + c * kChunk;
+        const int row = work_.row + c * kChunk;
         TensorStore(&params_.dq, column, row, SharedAddress(gated.q[c]));
         TensorStore(&params_.dk, column, row, SharedAddress(gated.k[c]));
         if (kGatesInSlab) {
@@ -209,16 +177,15 @@ class GradGates {
   }
 
   // Of a sequence's last segment, only its own rows: eight threads a row.
-  __device__ void StoreRows(int buffer) {
-    const GradWork& work = works_[buffer];
+  __device__ void StoreRows() {
     const int piece = lane_ % 8;
     for (int slab = 0; slab < C::kMains; ++slab) {
-      const auto& gated = shared_.gated[buffer][slab];
-      for (int r = warp_ * 4 + lane_ / 8; r < work.rows; r += 16) {
+      const auto& gated = shared_.gated[slab];
+      for (int r = warp_ * 4 + lane_ / 8; r < work_.rows; r += 16) {
         const int c = r / kChunk;
         const uint32_t place = SlabOffset(r % kChunk, piece);
-        const int64_t offset = (work.row + r) * (params_.args.shape.H * C::K) +
-                               Column(work, slab) + piece * 8;
+        const int64_t offset = (work_.row + r) * (params_.args.shape.H * C::K) +
+                               Column(slab) + piece * 8;
         const auto store = [place, offset](void* tensor, const uint8_t* from) {
           *reinterpret_cast<uint4*>(static_cast<__nv_bfloat16*>(tensor) +
                                     offset) =
@@ -235,7 +202,7 @@ class GradGates {
 
   const GradParams& params_;
   GradShared<C>& shared_;
-  GradWork works_[C::kBuffers];  // of what is in the buffers
+  GradWork work_;
   const int warp_, lane_;
 };
 

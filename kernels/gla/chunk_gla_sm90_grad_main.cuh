@@ -23,8 +23,7 @@ class GradMain {
       float q[2][32] = {}, k[2][32] = {};
       float flow[2];
       StateProducts(q, k, flow);
-      BarrierWait(SharedAddress(&shared_.gated_full[work_.buffer]),
-                  n / C::kBuffers & 1);
+      BarrierWait(SharedAddress(&shared_.gated_full), n & 1);
       BarrierWait(SharedAddress(&shared_.scored), n & 1);
       Within(q, k, flow);
       Finish(1, q[1], k[1], flow);
@@ -47,7 +46,7 @@ class GradMain {
 
   // The operands of this warpgroup's channels.
   __device__ typename GradShared<C>::Gated& Gated() const {
-    return shared_.gated[work_.buffer][thread_.group];
+    return shared_.gated[thread_.group];
   }
 
   // Of this thread's two channels in a chunk.
@@ -61,8 +60,8 @@ class GradMain {
     Decay decay;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const float log = shared_.log_decay[work_.buffer][c][thread_.group * 64 +
-                                                           thread_.Channel(i)];
+      const float log =
+          shared_.log_decay[c][thread_.group * 64 + thread_.Channel(i)];
       const float all = Exp2(log);
       const bool steep = IsSteep(log);
       decay.all[i] = all;
@@ -232,12 +231,11 @@ class GradMain {
                          float (&flow)[2]) {
     const GradChunk chunk = Chunk(c);
     const Elements elements(params_.args, chunk, thread_);
-    const bool any_steep = shared_.any_steep[work_.buffer][thread_.group][c];
+    const bool any_steep = shared_.any_steep[thread_.group][c];
     bool steep[2] = {false, false};
     if (any_steep) {
       const auto is_steep = [this, c](int channel) {
-        return IsSteep(
-            shared_.log_decay[work_.buffer][c][thread_.group * 64 + channel]);
+        return IsSteep(shared_.log_decay[c][thread_.group * 64 + channel]);
       };
       GradSteep<Gate, GradArgs, 32>(params_.args, chunk, thread_,
                                     shared_.steep[thread_.group])

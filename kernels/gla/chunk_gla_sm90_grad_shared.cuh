@@ -16,16 +16,15 @@ struct GradConfig {
   static constexpr int K = kK;
   static constexpr int V = kV;
   using Gate = GateT;
-  static constexpr int kMains = K >= 128 ? 2 : 1;  // main warpgroups
-  static constexpr int kBuffers = 3 - kMains;      // of gated operands
+  static constexpr int kMains = 2;  // main warpgroups
   static constexpr int kSlices = K / (64 * kMains);
   static constexpr int kSteps = V / 64;
   static constexpr int kStages = 3;
   static constexpr int kThreads = 128 * (kMains + 2);
   // Registers of a thread; the warpgroups share 504.
-  static constexpr int kMainRegisters = kMains == 2 ? 160 : 208;
-  static constexpr int kScoreRegisters = kMains == 2 ? 128 : 152;
-  static constexpr int kGateRegisters = kMains == 2 ? 56 : 144;
+  static constexpr int kMainRegisters = 160;
+  static constexpr int kScoreRegisters = 128;
+  static constexpr int kGateRegisters = 56;
   // Then dA of an item is only stored when the main warpgroups are done with
   // that of the item before: the last stages have passed through their hands.
   static_assert(2 * kSteps > kStages);
@@ -45,7 +44,6 @@ struct GradWork {
   int rows;     // 1 .. kSegment
   int64_t slot;
   int h, slice;
-  int buffer;  // that its operands are in
 
   __device__ int RowsOf(int chunk) const { return rows - chunk * kChunk; }
 
@@ -69,9 +67,7 @@ class GradItems {
     while (item_ < params.items) {
       const int item = item_;
       item_ += gridDim.x;
-      if (!Find(params.args, item, work)) continue;
-      work->buffer = count_++ % C::kBuffers;
-      return true;
+      if (Find(params.args, item, work)) return true;
     }
     return false;
   }
@@ -95,7 +91,6 @@ class GradItems {
   }
 
   int item_;
-  int count_ = 0;  // of items found
 };
 
 // A half step (GradShared::Stage) of a block's items.
@@ -128,18 +123,16 @@ struct GradShared {
     uint8_t rows[kSegmentChunks][kSlabBytes];
     uint8_t state[C::kMains][kSlabBytes];
   };
-  Gated gated[C::kBuffers][C::kMains];
+  Gated gated[C::kMains];
   // dA of chunks (0, 0), (1, 0), (1, 1), rows are queries.
   uint8_t d_a[3][kSlabBytes];
   Stage stage[C::kStages];
-  float log_decay[C::kBuffers][kSegmentChunks][C::kMains * 64];  // B
-  float first_half[kSegmentChunks][64];  // gates of half chunks added up
-  int32_t any_steep[C::kBuffers][C::kMains][kSegmentChunks];
+  float log_decay[kSegmentChunks][C::kMains * 64];  // B
+  int32_t any_steep[C::kMains][kSegmentChunks];
   SteepChannels steep[C::kMains];
   uint64_t full[C::kStages];
   uint64_t empty[C::kStages];
-  uint64_t raw_full[C::kBuffers], gated_full[C::kBuffers];
-  uint64_t scored, finished;
+  uint64_t raw_full, gated_full, scored, finished;
   GradCursor<C> loads;  // of the thread that loads stages
 };
 

@@ -22,7 +22,8 @@
 // Reverse, chunks from the last to the first, A = k^, B = q~, x = d_o:
 //   dS^T = edge dS^T;   y^T = dS^T A^T + x^T scores^T;
 //   dS^T = mid dS^T + x^T B
-// Where only states are wanted (no y) there is neither A nor scores.
+// Where only states are wanted (no y, or in the silent steps of a piece that
+// catches up) there is neither A nor scores.
 //
 // Stages hold {A, B, x, edge, mid}, perhaps scores. Barriers, of a stage:
 //   full      A, B, edge, mid, perhaps scores, are there: loaded, or stored by
