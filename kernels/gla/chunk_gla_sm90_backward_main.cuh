@@ -5,18 +5,18 @@
 
 #include "kernels/gla/chunk_gla_sm90_backward_shared.cuh"
 #include "kernels/gla/chunk_gla_sm90_grad_finish.cuh"
-#include "kernels/gla/chunk_gla_sm90_state.cuh"
+#include "kernels/gla/chunk_gla_sm90_state_tile.cuh"
 
 namespace gla::internal {
 
 // Warpgroup `group` of two: 64 values of dS and dv, and its share of dq, dk and
 // dg (BackwardConfig::kTokens).
 template <typename C>
-class BackwardMain : ScanStateTile<C> {
+class BackwardMain : StateTile<C> {
  public:
   __device__ BackwardMain(const BackwardParams& params, const ScanWork& work,
                           BackwardShared<C>& shared, int group)
-      : ScanStateTile<C>(params.scan, work, group),
+      : StateTile<C>(params.scan, work, group),
         params_(params),
         shared_(shared),
         slab_(C::kSlabs == 2 ? group : 0),
@@ -36,7 +36,7 @@ class BackwardMain : ScanStateTile<C> {
   }
 
  private:
-  using Tile = ScanStateTile<C>;
+  using Tile = StateTile<C>;
   using Tile::args_, Tile::work_, Tile::group_, Tile::warp_, Tile::lane_;
   using Tile::column_, Tile::fragment_, Tile::state_;
   using Keys = typename BackwardShared<C>::Keys;
@@ -68,31 +68,13 @@ class BackwardMain : ScanStateTile<C> {
                 Parity<3>(2 * i + 1));
     if (rows < kChunk) MaskRows(rows, v, d_o);
 
-    // Scores and dA, to shared memory like D.
-    float p[16] = {}, d_a[16] = {};
-    WgmmaFence();
-    StartScores(keys, v, d_o, p, d_a);
-    WgmmaCommit();
-    WgmmaWait<0>();
-    Touch(p);
-    Touch(d_a);
-    const bool any_steep = HasSteep(stage);
-    if (any_steep) {
-      const auto is_steep = [this, stage](int channel) {
-        return IsSteepDecay(shared_.decay[stage][channel]);
-      };
-      Tile::AddSteepScores(chunk, is_steep, shared_.steep[0], p);
-    }
-    Tile::StoreScores(shared_.scores, IsCausal<C>, p);
-    const auto has_key = [](int query, int key) { return key <= query; };
-    Tile::StoreScores(shared_.d_a, has_key, d_a);
-    FenceAsyncProxy();
+    const bool any_steep = FormScores(stage, chunk, v, d_o);
     if (IsStorer()) TensorStoreWaitRead();  // dv of the chunk before
     NamedBarrier(kBackwardMainBarrier, C::kMainThreads);
     if (IsLoader()) LoadRows(2 * i + 2);
 
-    // dv^T = D^T k^^T + d_o^T scores^T;  dS^T = mid D^T + d_o^T q~;  dk^ = D
-    // v^T
+    // dv^T = D^T k^^T + d_o^T scores^T;  dS^T = mid D^T + d_o^T q~;
+    // dk^ = D v^T
     uint32_t x[4][4];
     const uint32_t x_slab = SharedAddress(d_o[group_]);
 #pragma unroll
@@ -126,17 +108,7 @@ class BackwardMain : ScanStateTile<C> {
     WgmmaWait<1>();
     Touch(k);
     LoadRowsIfFree(2 * i + 3);
-    const GradChunk grad_chunk = {
-        .first =
-            ((work_.rows.first + chunk * kChunk) * args_.shape.H + work_.h) *
-                C::K +
-            slab_ * 64,
-        .stride = args_.shape.H * C::K,
-        .rows = rows,
-        .d_a = shared_.d_a,
-        .q = keys.q[slab_],
-        .k = keys.k[slab_],
-        .b = keys.b[slab_]};
+    const GradChunk grad_chunk = MakeGradChunk(keys, chunk, rows);
     const Finish finish(params_.grad, grad_chunk, thread_);
     float flow[2];
     finish.KeyFlow(k, flow);
@@ -209,6 +181,30 @@ class BackwardMain : ScanStateTile<C> {
   }
 
   // --- Scores and dA: this warpgroup's 32 columns of both.
+
+  // Both, masked, to shared memory. Returns whether any channel is steep.
+  __device__ bool FormScores(int stage, int chunk, const Rows& v,
+                             const Rows& d_o) {
+    float p[16] = {}, d_a[16] = {};
+    WgmmaFence();
+    StartScores(shared_.keys[stage], v, d_o, p, d_a);
+    WgmmaCommit();
+    WgmmaWait<0>();
+    Touch(p);
+    Touch(d_a);
+    const bool any_steep = HasSteep(stage);
+    if (any_steep) {
+      const auto is_steep = [this, stage](int channel) {
+        return IsSteepDecay(shared_.decay[stage][channel]);
+      };
+      Tile::AddSteepScores(chunk, is_steep, shared_.steep[0], p);
+    }
+    Tile::StoreScores(shared_.scores, IsCausal<C>, p);
+    const auto has_key = [](int query, int key) { return key <= query; };
+    Tile::StoreScores(shared_.d_a, has_key, d_a);
+    FenceAsyncProxy();
+    return any_steep;
+  }
 
   // p = k^ q~^T, d_a = d_o v^T.
   __device__ void StartScores(const Keys& keys, const Rows& v, const Rows& d_o,
@@ -344,6 +340,18 @@ class BackwardMain : ScanStateTile<C> {
   }
 
   // --- dq, dk, dg: this warpgroup's channels and tokens; rows are channels.
+
+  __device__ GradChunk MakeGradChunk(Keys& keys, int chunk, int rows) {
+    const int64_t row = work_.rows.first + chunk * kChunk;
+    const int64_t H = args_.shape.H;
+    return {.first = (row * H + work_.h) * C::K + slab_ * 64,
+            .stride = H * C::K,
+            .rows = rows,
+            .d_a = shared_.d_a,
+            .q = keys.q[slab_],
+            .k = keys.k[slab_],
+            .b = keys.b[slab_]};
+  }
 
   // d = state rows^T, of all values.
   __device__ void StateProduct(const State& state, const Rows& rows,

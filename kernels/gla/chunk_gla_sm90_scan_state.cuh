@@ -2,17 +2,17 @@
 #ifndef GLA_KERNELS_GLA_CHUNK_GLA_SM90_SCAN_STATE_CUH_
 #define GLA_KERNELS_GLA_CHUNK_GLA_SM90_SCAN_STATE_CUH_
 
-#include "kernels/gla/chunk_gla_sm90_state.cuh"
+#include "kernels/gla/chunk_gla_sm90_state_tile.cuh"
 
 namespace gla::internal {
 
 // Warpgroup `group` of the block.
 template <typename C>
-class ScanState : ScanStateTile<C> {
+class ScanState : StateTile<C> {
  public:
   __device__ ScanState(const ScanParams& params, const ScanWork& work,
                        ScanShared<C>& shared, int group)
-      : ScanStateTile<C>(params.args, work, group),
+      : StateTile<C>(params.args, work, group),
         params_(params),
         shared_(shared) {}
 
@@ -39,7 +39,7 @@ class ScanState : ScanStateTile<C> {
 
  private:
   using Stage = typename ScanShared<C>::Stage;
-  using Tile = ScanStateTile<C>;
+  using Tile = StateTile<C>;
   using Tile::args_, Tile::work_, Tile::group_, Tile::warp_, Tile::lane_;
   using Tile::column_, Tile::fragment_, Tile::state_;
   using Tile::LoadState, Tile::StoreState, Tile::StoreRows, Tile::Row;

@@ -1,7 +1,7 @@
 // The state of one pass over a sequence, in the registers of a warpgroup
 // (chunk_gla_sm90_scan.cuh, chunk_gla_sm90_backward.cuh).
-#ifndef GLA_KERNELS_GLA_CHUNK_GLA_SM90_STATE_CUH_
-#define GLA_KERNELS_GLA_CHUNK_GLA_SM90_STATE_CUH_
+#ifndef GLA_KERNELS_GLA_CHUNK_GLA_SM90_STATE_TILE_CUH_
+#define GLA_KERNELS_GLA_CHUNK_GLA_SM90_STATE_TILE_CUH_
 
 #include "kernels/gla/chunk_gla_sm90_scan_shared.cuh"
 
@@ -10,10 +10,9 @@ namespace gla::internal {
 // 64 values of a state, all channels, transposed: accumulator rows are values,
 // columns channels. Of warpgroup `group` of the block.
 template <typename C>
-class ScanStateTile {
+class StateTile {
  protected:
-  __device__ ScanStateTile(const ScanArgs& args, const ScanWork& work,
-                           int group)
+  __device__ StateTile(const ScanArgs& args, const ScanWork& work, int group)
       : args_(args),
         work_(work),
         group_(group),
@@ -175,4 +174,4 @@ class ScanStateTile {
 
 }  // namespace gla::internal
 
-#endif  // GLA_KERNELS_GLA_CHUNK_GLA_SM90_STATE_CUH_
+#endif  // GLA_KERNELS_GLA_CHUNK_GLA_SM90_STATE_TILE_CUH_
