@@ -15,7 +15,8 @@ namespace {
 int64_t NumPieces(const ChunkGlaShape& s) {
   const int64_t blocks = s.N * s.H * (s.V / 128);
   if (blocks == 0) return 1;
-  const int64_t segments = CeilDiv(CeilDiv(s.B * s.T, s.N), kSegment);
+  const int64_t segments =
+      std::max<int64_t>(CeilDiv(CeilDiv(s.B * s.T, s.N), kSegment), 1);
   return std::clamp<int64_t>(kMultiprocessors / blocks, 1, segments);
 }
 
@@ -46,7 +47,7 @@ cudaError_t StartPieces(const ScanArgs& args, bool reverse,
 }
 
 struct BwdWorkspace {
-  ScanArgs scan;
+  ScanArgs scan = {};
   __nv_bfloat16* d_states;
   int64_t bytes;
 };
@@ -62,7 +63,7 @@ BwdWorkspace LayOutBwd(const ChunkGlaShape& s, void* base) {
 }
 
 struct FwdWorkspace {
-  ScanArgs scan;
+  ScanArgs scan = {};
   void* operands;
   int64_t bytes;
 };

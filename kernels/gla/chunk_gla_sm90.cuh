@@ -7,7 +7,7 @@
 // and its score terms are q~ k^. Otherwise it is *steep*: k^ would leave the
 // range where float32 sums are safe, so
 //   q~ = scale q e^b,   k^ = k e^(B-b), S_end = e^B S_start + k^^T v,
-// every factor <= 1, and its score terms are formed one by one (AddSteep).
+// every factor <= 1, and its score terms are formed one by one (AddSteepTerms).
 // `edge` and `mid` hold e^B and 1 of a mild channel, 1 and e^B of a steep one:
 // the state is scaled by `mid` before a chunk's update and by `edge` after it.
 #ifndef GLA_KERNELS_GLA_CHUNK_GLA_SM90_CUH_

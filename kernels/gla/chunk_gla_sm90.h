@@ -58,7 +58,7 @@ int64_t OperandBytes(const ChunkGlaShape& shape);
 
 // One pass of the state over each sequence, forward or backward in time.
 //   forward: y = o,  from x = v;    state = S
-//   reverse: y = dv, from x = d_o;  state = dS
+//   reverse: y = dv, from x = d_o;  state = dS (where not HasScanBackward)
 // A sequence is cut into `pieces` of consecutive chunks. Of two, the one that
 // comes later in the pass catches up by itself: it runs over the chunks of the
 // other, which are more than its own, only for the state. More than two start
@@ -77,8 +77,8 @@ struct ScanArgs {
   const float* initial_state;  // [N, H, K, V]
   float* final_state;          // [N, H, K, V]
   // Stored states, one every StateChunks; null: not wanted. Forward: S before
-  // the chunks. Reverse: dS after them, times `edge` (chunk_gla_sm90.cuh) of the
-  // segment's last chunk, as that chunk's dv and dk need it.
+  // the chunks. Reverse: dS after them, times `edge` (chunk_gla_sm90.cuh) of
+  // the segment's last chunk, as that chunk's dv and dk need it.
   __nv_bfloat16* states;
   // The gates of every chunk added up, in powers of two, as
   // [2 SegmentSlots][H][K]; null: not wanted. Written by the forward pass where

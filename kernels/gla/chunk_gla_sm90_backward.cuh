@@ -15,12 +15,10 @@
 // the same float32 accumulators and rounded operands as the sum, so that what
 // flows from keys to D cancels exactly.
 //
-//   warpgroups 0, 1 (main)   64 values each of dS and dv, and half of dq, dk
-//   and
-//                            dg: channels, or with 64 channels tokens; one
-//                            thread loads v, d_o and S
-//   warpgroups 2, 3 (gates)  load q, k, g, gate them in place, a chunk ahead;
-//                            store dq, dk, dg
+//   warpgroups 0, 1 (main)  64 values each of dS and dv, and half of dq, dk and
+//       dg: channels, or with 64 channels tokens. One thread loads v, d_o, S.
+//   the others (gates)      load q, k, g, gate them in place, a chunk ahead;
+//       store dq, dk, dg
 //
 // Barriers:
 //   raw_full    q, k, g of a chunk are there (two buffers)

@@ -55,8 +55,9 @@ struct BackwardShared {
       uint8_t scores[kSlabBytes];  // rows are keys, columns queries
       uint8_t d_a[kSlabBytes];     // rows are queries, columns keys
     };
-    SteepChannels steep[2];  // where scores are not yet or no longer
+    SteepChannels steep[2];  // where scores are not yet or no longer, beside dA
   };
+  static_assert(sizeof(SteepChannels[2]) <= kSlabBytes, "dA stays");
   // e^B of a chunk's channels, with the sign bit set if they are steep.
   float decay[2][C::K];
   // Gates that each warp but a slab's last has added up.

@@ -253,7 +253,7 @@ class GradMain {
   __device__ GradChunk Chunk(int c) {
     auto& gated = Gated();
     const int64_t H = params_.args.shape.H;
-    return {.first = work_.KeyOffset<C>(H, thread_.group, c, 0),
+    return {.first = work_.KeyOffset<C>(H, thread_.group, c),
             .stride = H * C::K,
             .rows = work_.RowsOf(c),
             .d_a = shared_.d_a[2 * c],

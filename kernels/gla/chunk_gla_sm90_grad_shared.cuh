@@ -47,12 +47,11 @@ struct GradWork {
 
   __device__ int RowsOf(int chunk) const { return rows - chunk * kChunk; }
 
-  // Offset of a token's first channel of the slice's slab `slab` in a
+  // Offset of a chunk's first channel of the slice's slab `slab` in a
   // [B, T, H, K] tensor.
   template <typename C>
-  __device__ int64_t KeyOffset(int64_t H, int slab, int chunk,
-                               int token) const {
-    return ((row + chunk * kChunk + token) * H + h) * C::K +
+  __device__ int64_t KeyOffset(int64_t H, int slab, int chunk) const {
+    return ((row + chunk * kChunk) * H + h) * C::K +
            (slice * C::kMains + slab) * 64;
   }
 };

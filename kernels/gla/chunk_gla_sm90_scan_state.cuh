@@ -44,8 +44,8 @@ class ScanState : StateTile<C> {
   using Tile::column_, Tile::fragment_, Tile::state_;
   using Tile::LoadState, Tile::StoreState, Tile::StoreRows, Tile::Row;
 
-  // Whether a step waits for the next one's stage: it needs its scores, or its
-  // edges. (Where states are stored it is faster, too, by a tenth.)
+  // Whether a step waits for the next one's stage: for its scores or its edges,
+  // if it has any; and where states are stored the pass is a tenth faster so.
   __device__ bool WaitsEarly() const {
     return C::kGates || C::kReverse || args_.states != nullptr;
   }

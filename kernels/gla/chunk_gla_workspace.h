@@ -8,8 +8,8 @@
 
 namespace gla::internal {
 
-// Arrays in a workspace, taken in order, each at a multiple of 256 bytes; null
-// base: only adds up sizes.
+// Arrays in a workspace, taken in order, each at a multiple of 256 bytes, null
+// if empty; null base: only adds up sizes.
 class WorkspaceLayout {
  public:
   explicit WorkspaceLayout(void* base)
@@ -17,6 +17,7 @@ class WorkspaceLayout {
 
   template <typename T>
   T* Take(int64_t elements) {
+    if (elements == 0) return nullptr;
     T* const array = reinterpret_cast<T*>(base_ + bytes_);
     bytes_ += CeilDiv(elements * sizeof(T), 256) * 256;
     return array;
