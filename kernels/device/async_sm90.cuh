@@ -100,9 +100,9 @@ __device__ inline void ClusterCopy(uint32_t remote_to, uint32_t from,
       : "memory");
 }
 
-// Starts a copy of `bytes` (a multiple of 16) of global memory to the same place
-// in every block of the cluster that is in `blocks`, a bit each; counted on the
-// barrier at the same address of each.
+// Starts a copy of `bytes` (a multiple of 16) of global memory to the same
+// place in every block of the cluster that is in `blocks`, a bit each; counted
+// on the barrier at the same address of each.
 __device__ inline void BulkLoadMulticast(uint32_t to, const void* from,
                                          uint32_t bytes, uint32_t barrier,
                                          uint16_t blocks) {

@@ -164,7 +164,7 @@ cudaError_t TunedBwd(const ChunkGlaBwdCudaArgs& args, cudaStream_t stream) {
   };
   if (auto e = StartPieces(w.scan, /*reverse=*/true, stream)) return e;
   if (HasScanBackward(args.shape.V)) {
-    if (w.scan.pieces == 2) w.scan.pieces = 1;
+    if (w.scan.pieces == 2) w.scan.pieces = 1;  // it does not catch up
     return ScanBackward(w.scan, grad, stream);
   }
   if (auto e = ScanReverse(w.scan, stream)) return e;

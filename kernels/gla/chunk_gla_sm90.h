@@ -13,7 +13,7 @@
 namespace gla::internal {
 
 inline constexpr int kChunk = 64;     // tokens
-inline constexpr int kSegment = 128;  // tokens between stored states
+inline constexpr int kSegment = 128;  // tokens that SegmentGradients works on
 inline constexpr int kSegmentChunks = kSegment / kChunk;
 
 // Blocks that a Hopper GPU runs at once, one a multiprocessor. A constant, so
@@ -23,7 +23,7 @@ inline constexpr int64_t kMultiprocessors = 132;
 // (K, V) one of (256, 512), (128, 256), (128, 128), (64, 128), in bf16.
 bool HasTunedShape(const ChunkGlaShape& shape);
 
-// Slots for stored states: sequences times segments, with gaps (FirstSegment).
+// Slots for segments: sequences times segments, with gaps (FirstSegment).
 int64_t SegmentSlots(const ChunkGlaShape& shape);
 
 // Whether ScanBackward is the whole backward pass.

@@ -48,7 +48,7 @@ class BackwardMain : StateTile<C> {
   static constexpr Contract kColumns = Contract::kAlongColumns;
   static constexpr int kSize = C::kTokens / 2;  // accumulators of dq~, of dk^
   using Accumulators = float[kSize];
-  using Finish = GradFinish<Gate, GradArgs, kSize>;
+  using Finish = GradFinish<Gate, kSize>;
   static constexpr int kStateBytes = sizeof(State);
 
   __device__ bool IsStorer() const { return warp_ == 0 && lane_ == 0; }
@@ -423,8 +423,8 @@ class BackwardMain : StateTile<C> {
       const auto is_steep = [this, stage](int channel) {
         return IsSteepDecay(shared_.decay[stage][slab_ * 64 + channel]);
       };
-      GradSteep<Gate, GradArgs, kSize>(params_.grad, chunk, thread_,
-                                       shared_.steep[group_])
+      GradSteep<Gate, kSize>(params_.grad, chunk, thread_,
+                             shared_.steep[group_])
           .Add(kBackwardGroupBarrier + group_, is_steep, q, k);
       steep[0] = is_steep(thread_.Channel(0));
       steep[1] = is_steep(thread_.Channel(1));

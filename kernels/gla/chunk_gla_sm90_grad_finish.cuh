@@ -68,11 +68,11 @@ __device__ inline void SumSlabFlow(const GradThread& thread, float (&sums)[8],
 
 // What a main warpgroup does with its accumulators of a chunk, kSize of dq~ and
 // kSize of dk^ a thread. The results take the places of q~, k^ and the gates
-// (dg of 32-bit gates is stored). `args` has q, k, g, dg and scale.
-template <typename Gate, typename Args, int kSize>
+// (dg of 32-bit gates is stored).
+template <typename Gate, int kSize>
 class GradFinish {
  public:
-  __device__ GradFinish(const Args& args, const GradChunk& chunk,
+  __device__ GradFinish(const GradArgs& args, const GradChunk& chunk,
                         const GradThread& thread)
       : args_(args),
         chunk_(chunk),
@@ -243,7 +243,7 @@ class GradFinish {
     }
   }
 
-  const Args& args_;
+  const GradArgs& args_;
   const GradChunk& chunk_;
   const GradThread& thread_;
   const uint32_t fragment_;  // this lane's place in 16 rows of a slab, as

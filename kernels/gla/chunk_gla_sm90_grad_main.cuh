@@ -237,8 +237,8 @@ class GradMain {
       const auto is_steep = [this, c](int channel) {
         return IsSteep(shared_.log_decay[c][thread_.group * 64 + channel]);
       };
-      GradSteep<Gate, GradArgs, 32>(params_.args, chunk, thread_,
-                                    shared_.steep[thread_.group])
+      GradSteep<Gate, 32>(params_.args, chunk, thread_,
+                          shared_.steep[thread_.group])
           .Add(kGradMainBarrier + thread_.group, is_steep, q, k);
       steep[0] = is_steep(thread_.Channel(0));
       steep[1] = is_steep(thread_.Channel(1));
@@ -248,7 +248,7 @@ class GradMain {
     elements.StoreGates(any_steep, q);
   }
 
-  using Elements = GradFinish<Gate, GradArgs, 32>;
+  using Elements = GradFinish<Gate, 32>;
 
   __device__ GradChunk Chunk(int c) {
     auto& gated = Gated();

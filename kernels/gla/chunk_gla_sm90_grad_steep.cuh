@@ -34,11 +34,11 @@ struct GradChunk {
 // In float32 and term by term, eight channels at a time. (Their part of the
 // products with dA is below 2^-kMaxLog2Decay of what is added here.) dq~ and
 // dk^ become dq and dk; the term of dg takes the place of the element's q~ and
-// k^, half its bits each. `args` has q, k, g and scale.
-template <typename Gate, typename Args, int kSize>
+// k^, half its bits each.
+template <typename Gate, int kSize>
 class GradSteep {
  public:
-  __device__ GradSteep(const Args& args, const GradChunk& chunk,
+  __device__ GradSteep(const GradArgs& args, const GradChunk& chunk,
                        const GradThread& thread, SteepChannels& channels)
       : args_(args), chunk_(chunk), thread_(thread), channels_(channels) {}
 
@@ -141,7 +141,7 @@ class GradSteep {
     return reinterpret_cast<__nv_bfloat16*>(slab + SlabElement(row, column));
   }
 
-  const Args& args_;
+  const GradArgs& args_;
   const GradChunk& chunk_;
   const GradThread& thread_;
   SteepChannels& channels_;

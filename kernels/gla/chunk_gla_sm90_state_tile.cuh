@@ -32,7 +32,7 @@ class StateTile {
 
   // Stores those that is_kept(row, column), the others as zeros.
   template <typename Fn>
-  __device__ void StoreScores(const uint8_t (&slab)[kSlabBytes], Fn is_kept,
+  __device__ void StoreScores(uint8_t (&slab)[kSlabBytes], Fn is_kept,
                               const float (&p)[16]) const {
     const uint32_t element = SharedAddress(slab) + SlabElement(Row(), Column());
 #pragma unroll
