@@ -191,28 +191,33 @@ __global__ void ChainKernel(float* states, const float* decays,
               from[(k + 1) * V + v + 8]};
   }
   constexpr int kBatch = 8;  // pieces whose loads are under way together
-  for (int first = 0; first < pieces; first += kBatch) {
+  const auto piece = [&](int i) {  // in the order of the pass
+    return head * pieces + (reverse ? pieces - 1 - i : i);
+  };
+  const auto state = [&](int i) -> float4& {
+    return reinterpret_cast<float4*>(states)[piece(i) * quads + quad];
+  };
+  const int last = pieces - 1;
+  for (int first = 0; first < last; first += kBatch) {
     float4 end[kBatch];
     float2 decay[kBatch];
-    const auto index = [&](int i) {
-      return head * pieces + (reverse ? pieces - 1 - first - i : first + i);
-    };
 #pragma unroll
     for (int i = 0; i < kBatch; ++i) {
-      if (first + i >= pieces) break;
-      end[i] = reinterpret_cast<const float4*>(states)[index(i) * quads + quad];
-      decay[i] =
-          reinterpret_cast<const float2*>(decays)[(index(i) * K + k) / 2];
+      if (first + i >= last) break;
+      end[i] = state(first + i);
+      decay[i] = reinterpret_cast<const float2*>(
+          decays)[(piece(first + i) * K + k) / 2];
     }
 #pragma unroll
     for (int i = 0; i < kBatch; ++i) {
-      if (first + i >= pieces) break;
-      reinterpret_cast<float4*>(states)[index(i) * quads + quad] = before;
+      if (first + i >= last) break;
+      if (first + i > 0) state(first + i) = before;
       before = {
           decay[i].x * before.x + end[i].x, decay[i].y * before.y + end[i].y,
           decay[i].x * before.z + end[i].z, decay[i].y * before.w + end[i].w};
     }
   }
+  state(last) = before;
 }
 
 }  // namespace

@@ -88,8 +88,8 @@ struct ScanArgs {
   // With pieces > 2: [N, H, pieces, V / 64, K / 64, 8, 128, 4], in the order in
   // which a state warpgroup's threads hold it (wgmma_sm90.cuh; rows are values,
   // columns channels), and [N, H, pieces, K]. When y is null the pass starts
-  // every piece from zero and writes its end state and decay; otherwise it
-  // reads the state before each piece.
+  // every piece but its last from zero and writes its end state and decay;
+  // otherwise it reads the state before each piece but its first.
   float* piece_states = nullptr;
   float* piece_decays = nullptr;
 };
@@ -97,7 +97,8 @@ cudaError_t ScanForward(const ScanArgs& args, cudaStream_t stream);
 cudaError_t ScanReverse(const ScanArgs& args, cudaStream_t stream);
 
 // Turns the pieces' own end states into the states before them, in place, in
-// the order of the pass: before[p+1] = decay[p] before[p] + end[p].
+// the order of the pass: before[p+1] = decay[p] before[p] + end[p]. The first
+// piece's, before[0], is initial_state and is not written.
 cudaError_t ChainPieces(const ScanArgs& args, bool reverse,
                         cudaStream_t stream);
 

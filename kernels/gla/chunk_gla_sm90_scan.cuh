@@ -127,8 +127,8 @@ cudaError_t MakeScanParams(const ScanArgs& args, ScanParams* params) {
 
 template <typename C>
 cudaError_t LaunchScan(const ScanArgs& args, cudaStream_t stream) {
-  const int64_t blocks =
-      args.shape.N * args.shape.H * args.pieces * (C::V / 128);
+  const int pieces = args.pieces - !C::kOutput;  // FindWork
+  const int64_t blocks = args.shape.N * args.shape.H * pieces * (C::V / 128);
   if (blocks == 0) return cudaSuccess;
   ScanParams params;
   if (cudaError_t error = MakeScanParams<C>(args, &params)) return error;

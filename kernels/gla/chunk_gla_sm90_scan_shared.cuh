@@ -125,9 +125,11 @@ __device__ ScanWork FindWork(const ScanArgs& args) {
   w.first_value = blockIdx.x % kBlocks * 128;
   const int head = blockIdx.x / kBlocks;
   const int H = args.shape.H;
-  w.piece = head % args.pieces;
-  w.h = head / args.pieces % H;
-  w.n = head / args.pieces / H;
+  // Nothing starts from the end of the pass's last piece.
+  const int pieces = args.pieces - !C::kOutput;
+  w.piece = head % pieces + (C::kReverse && !C::kOutput);
+  w.h = head / pieces % H;
+  w.n = head / pieces / H;
   w.rows = FindSequence(args.cu_seqlens, args.shape.T, w.n);
   w.first_segment = FirstSegment(args.cu_seqlens, args.shape.T, w.n);
   const int all = w.rows.chunks();

@@ -128,10 +128,15 @@ class StateTile {
     return (work_.n * args_.shape.H + work_.h) * (C::K * C::V);
   }
 
+  // Of the sequence, in the direction of the pass.
+  __device__ bool IsFirstPiece() const {
+    return work_.piece == (C::kReverse ? args_.pieces - 1 : 0);
+  }
+
   __device__ void LoadState() {
-    if (C::kOutput && args_.pieces > 2) {
+    if (C::kOutput && args_.pieces > 2 && !IsFirstPiece()) {
       ForEachPieceQuad([](float4& quad, float4& place) { quad = place; });
-    } else if (args_.pieces > 2 || args_.initial_state == nullptr) {
+    } else if (!C::kOutput || args_.initial_state == nullptr) {
       ForEachStateElement([](float& element, int) { element = 0; });
     } else {
       const float* const from = args_.initial_state + StateOffset();
