@@ -73,6 +73,10 @@ __device__ inline int64_t FirstSegment(const int32_t* cu_seqlens, int64_t T,
 __device__ inline int FindSequenceOfSegment(const int32_t* cu_seqlens,
                                             int64_t T, int64_t N,
                                             int64_t slot) {
+  if (cu_seqlens == nullptr) {
+    const int segments = max(FirstSegment(nullptr, T, 1), int64_t{1});
+    return min(static_cast<int>(slot) / segments, static_cast<int>(N) - 1);
+  }
   int low = 0, high = N - 1;
   while (low < high) {
     const int middle = (low + high + 1) / 2;

@@ -25,10 +25,10 @@
 // One block a multiprocessor takes item after item; do, v, S and D are loaded
 // ahead as far as there is room. Barriers:
 //   full, empty  of a stage, one half step: loaded; read by main and scores
-//   raw_full     q, k, g are there
+//   raw_full     q, k, g of a chunk are there
 //   gated_full   q~, k^ and gates are in their place
 //   scored       dA is stored
-//   finished     dq, dk, dg are in the place of q~, k^ and gates
+//   finished     a chunk's dq, dk, dg are in the place of q~, k^ and gates
 #ifndef GLA_KERNELS_GLA_CHUNK_GLA_SM90_GRAD_CUH_
 #define GLA_KERNELS_GLA_CHUNK_GLA_SM90_GRAD_CUH_
 
@@ -51,10 +51,12 @@ __global__ void __launch_bounds__(C::kThreads, 1)
       BarrierInit(SharedAddress(&shared.full[s]), 1);
       BarrierInit(SharedAddress(&shared.empty[s]), 4 * (C::kMains + 1));
     }
-    BarrierInit(SharedAddress(&shared.raw_full), 1);
+    for (int c = 0; c < kSegmentChunks; ++c) {
+      BarrierInit(SharedAddress(&shared.raw_full[c]), 1);
+      BarrierInit(SharedAddress(&shared.finished[c]), 128 * C::kMains);
+    }
     BarrierInit(SharedAddress(&shared.gated_full), 128);
     BarrierInit(SharedAddress(&shared.scored), 128);
-    BarrierInit(SharedAddress(&shared.finished), 128 * C::kMains);
     BarrierInitFence();
   }
   __syncthreads();

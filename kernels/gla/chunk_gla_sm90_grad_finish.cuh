@@ -26,6 +26,14 @@ __device__ inline Bf16Piece<kChannels> LogUnits(const float (&b)[kChannels]) {
   return piece;
 }
 
+// One of a pair of such integers, as a float.
+__device__ inline float UnitsOf(uint32_t pair, int i) {
+  constexpr uint32_t kIntegers = 0x4b000000;  // 2^23: bits below are integers
+  return __uint_as_float(
+             __byte_perm(pair, kIntegers, i == 0 ? 0x7610 : 0x7632)) -
+         (1 << 23);
+}
+
 // Adds <S, D> of 64 values, from slabs of both. A warp has its 16 channels of
 // all rows: even lanes the first eight, odd ones the others; the rows of a
 // quarter of a warp lie in different banks.
@@ -206,12 +214,12 @@ class GradFinish {
     float term[2], dq[2], dk[2];
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const uint32_t units = i == 0 ? b & 0xffff : b >> 16;
+      const float units = UnitsOf(b, i);
       const float q_operand = i == 0 ? LowFloat(x) : HighFloat(x);
       const float k_operand = i == 0 ? LowFloat(y) : HighFloat(y);
       term[i] = q_operand * q[e + i] - k_operand * k[e + i];
-      dq[i] = q[e + i] * args_.scale * Exp2(units * (-1 / kLogUnits));
-      dk[i] = k[e + i] * Exp2(units * (1 / kLogUnits));
+      dq[i] = q[e + i] * args_.scale * Exp2(-units / kLogUnits);
+      dk[i] = k[e + i] * Exp2(units / kLogUnits);
     }
     if (!kPlain && steep) {  // GradSteep has left them so.
       term[0] = __uint_as_float(__byte_perm(x, y, 0x1054));

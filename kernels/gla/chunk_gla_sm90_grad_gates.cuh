@@ -19,18 +19,27 @@ class GradGates {
 
   __device__ void Run() {
     GradItems<C> items;
-    for (int n = 0; items.Next(params_, &work_); ++n) {
-      LoadRaw();
+    GradWork next;
+    bool has_next = items.Next(params_, &next);
+    for (int c = 0; c < kSegmentChunks && has_next; ++c) LoadRaw(next, c);
+    for (int n = 0; has_next; ++n) {
+      work_ = next;
       // A warp has 64 channels of a chunk.
-      const int slab = warp_ / 2, c = warp_ % 2;
+      const int slab = warp_ / 2, chunk = warp_ % 2;
       Gates decay = {};
-      if (work_.RowsOf(c) > 0) LoadDecay(slab, c, decay);
-      BarrierWait(SharedAddress(&shared_.raw_full), n & 1);
-      Gate(slab, c, decay);
+      if (work_.RowsOf(chunk) > 0) LoadDecay(slab, chunk, decay);
+      has_next = items.Next(params_, &next);
+      for (int c = 0; c < kSegmentChunks; ++c) {
+        BarrierWait(SharedAddress(&shared_.raw_full[c]), n & 1);
+      }
+      Gate(slab, chunk, decay);
       FenceAsyncProxy();
       BarrierArrive(SharedAddress(&shared_.gated_full));
-      BarrierWait(SharedAddress(&shared_.finished), n & 1);
-      Store();
+      for (int c = kSegmentChunks - 1; c >= 0; --c) {
+        BarrierWait(SharedAddress(&shared_.finished[c]), n & 1);
+        Store(c);
+        if (has_next) LoadRaw(next, c);
+      }
     }
   }
 
@@ -46,27 +55,25 @@ class GradGates {
 
   __device__ bool IsLoader() const { return warp_ == 0 && lane_ == 0; }
   // The first channel of a slab in a row of H K.
-  __device__ int Column(int slab) const {
-    return work_.h * C::K + (work_.slice * C::kMains + slab) * 64;
+  __device__ int Column(const GradWork& work, int slab) const {
+    return work.h * C::K + (work.slice * C::kMains + slab) * 64;
   }
 
-  // q, k and 16-bit gates, each in the place of what is made of it.
-  __device__ void LoadRaw() {
+  // q, k and 16-bit gates of an item's chunk, each in the place of what is made
+  // of it.
+  __device__ void LoadRaw(const GradWork& work, int c) {
     if (!IsLoader()) return;
-    const uint32_t full = SharedAddress(&shared_.raw_full);
+    const uint32_t full = SharedAddress(&shared_.raw_full[c]);
     constexpr int kTensors = kGatesInSlab ? 3 : 2;
-    BarrierArriveExpect(full,
-                        C::kMains * kSegmentChunks * kTensors * kSlabBytes);
+    BarrierArriveExpect(full, C::kMains * kTensors * kSlabBytes);
+    const int row = work.row + c * kChunk;
     for (int slab = 0; slab < C::kMains; ++slab) {
       auto& gated = shared_.gated[slab];
-      const int column = Column(slab);
-      for (int c = 0; c < kSegmentChunks; ++c) {
-        const int row = work_.row + c * kChunk;
-        TensorLoad(SharedAddress(gated.q[c]), &params_.q, column, row, full);
-        TensorLoad(SharedAddress(gated.k[c]), &params_.k, column, row, full);
-        if (kGatesInSlab) {
-          TensorLoad(SharedAddress(gated.b[c]), &params_.g, column, row, full);
-        }
+      const int column = Column(work, slab);
+      TensorLoad(SharedAddress(gated.q[c]), &params_.q, column, row, full);
+      TensorLoad(SharedAddress(gated.k[c]), &params_.k, column, row, full);
+      if (kGatesInSlab) {
+        TensorLoad(SharedAddress(gated.b[c]), &params_.g, column, row, full);
       }
     }
   }
@@ -93,7 +100,7 @@ class GradGates {
       } else {
         const int64_t offset =
             (work_.row + c * kChunk + row) * (params_.args.shape.H * C::K) +
-            Column(slab) + 8 * piece;
+            Column(work_, slab) + 8 * piece;
         return *reinterpret_cast<const Raw*>(
             static_cast<const float*>(params_.args.g) + offset);
       }
@@ -149,43 +156,36 @@ class GradGates {
     return reinterpret_cast<Piece*>(slab + SlabOffset(row, lane_ % 8));
   }
 
-  // The item's gradients.
-  __device__ void Store() {
-    if (work_.rows == kSegment) {
-      StoreSegment();
-    } else {
-      StoreRows();
-    }
-  }
-
-  __device__ void StoreSegment() {
-    if (!IsLoader()) return;
-    for (int slab = 0; slab < C::kMains; ++slab) {
-      auto& gated = shared_.gated[slab];
-      const int column = Column(slab);
-      for (int c = 0; c < kSegmentChunks; ++c) {
-        const int row = work_.row + c * kChunk;
+  // The gradients of a chunk.
+  __device__ void Store(int c) {
+    if (work_.RowsOf(c) < kChunk) {
+      StoreRows(c);
+    } else if (IsLoader()) {
+      const int row = work_.row + c * kChunk;
+      for (int slab = 0; slab < C::kMains; ++slab) {
+        auto& gated = shared_.gated[slab];
+        const int column = Column(work_, slab);
         TensorStore(&params_.dq, column, row, SharedAddress(gated.q[c]));
         TensorStore(&params_.dk, column, row, SharedAddress(gated.k[c]));
         if (kGatesInSlab) {
           TensorStore(&params_.d_g, column, row, SharedAddress(gated.b[c]));
         }
       }
+      TensorStoreCommit();
+      TensorStoreWaitRead();
     }
-    TensorStoreCommit();
-    TensorStoreWaitRead();
   }
 
-  // Of a sequence's last segment, only its own rows: eight threads a row.
-  __device__ void StoreRows() {
+  // Of a sequence's last chunk, only its own rows: eight threads a row.
+  __device__ void StoreRows(int c) {
     const int piece = lane_ % 8;
     for (int slab = 0; slab < C::kMains; ++slab) {
       const auto& gated = shared_.gated[slab];
-      for (int r = warp_ * 4 + lane_ / 8; r < work_.rows; r += 16) {
-        const int c = r / kChunk;
-        const uint32_t place = SlabOffset(r % kChunk, piece);
-        const int64_t offset = (work_.row + r) * (params_.args.shape.H * C::K) +
-                               Column(slab) + piece * 8;
+      for (int r = warp_ * 4 + lane_ / 8; r < work_.RowsOf(c); r += 16) {
+        const uint32_t place = SlabOffset(r, piece);
+        const int64_t offset =
+            (work_.row + c * kChunk + r) * (params_.args.shape.H * C::K) +
+            Column(work_, slab) + piece * 8;
         const auto store = [place, offset](void* tensor, const uint8_t* from) {
           *reinterpret_cast<uint4*>(static_cast<__nv_bfloat16*>(tensor) +
                                     offset) =

@@ -28,8 +28,6 @@ class GradMain {
       Within(q, k, flow);
       Finish(1, q[1], k[1], flow);
       Finish(0, q[0], k[0], flow);
-      FenceAsyncProxy();
-      BarrierArrive(SharedAddress(&shared_.finished));
     }
   }
 
@@ -246,6 +244,8 @@ class GradMain {
     elements.StoreKeys(any_steep, steep, q, k);
     elements.SumTerms(q, flow);
     elements.StoreGates(any_steep, q);
+    FenceAsyncProxy();
+    BarrierArrive(SharedAddress(&shared_.finished[c]));
   }
 
   using Elements = GradFinish<Gate, 32>;

@@ -131,7 +131,8 @@ struct GradShared {
   SteepChannels steep[C::kMains];
   uint64_t full[C::kStages];
   uint64_t empty[C::kStages];
-  uint64_t raw_full, gated_full, scored, finished;
+  uint64_t raw_full[kSegmentChunks], finished[kSegmentChunks];
+  uint64_t gated_full, scored;
   GradCursor<C> loads;  // of the thread that loads stages
 };
 
