@@ -26,10 +26,10 @@
 // catches up) there is neither A nor scores.
 //
 // Stages hold {A, B, x, edge, mid}, perhaps scores. Barriers, of a stage:
-//   full      A, B, edge, mid, perhaps scores, are there: loaded, or stored by
-//             this block's gate warps; and what the other block sends has
-//             arrived
-//   x_full    x is there
+//   full      A, B, edge, mid are there: stored by this block's gate warps, and
+//             what the other block sends has arrived. Or A, scores, edge, mid
+//             are loaded
+//   x_full    x is there, and B if it is loaded
 //   empty     all that use it in the cluster are done with the stage
 //   a_empty   with A and scores, if they are loaded
 // of scores formed here:

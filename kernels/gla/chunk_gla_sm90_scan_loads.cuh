@@ -31,32 +31,37 @@ class ScanLoads {
   static_assert(C::K / 4 <= 64, "two warps have all channels' decays");
 
   // This block's share of step i's operands, for the whole cluster, and its x.
+  // A and the decays come as soon as A has been read two steps before.
   __device__ void Load(int i) {
     const int stage = i % C::kStages;
     const uint32_t before = Parity<C::kStages>(i) ^ 1;
     auto& tiles = shared_.stage[stage];
-    auto& decay = shared_.decay[stage];
     const uint32_t full = SharedAddress(&shared_.full[stage]);
+    const uint32_t x_full = SharedAddress(&shared_.x_full[stage]);
     const int64_t slot =
         work_.first_segment * kSegmentChunks + ChunkAt<C>(work_, i);
     const Operands& from = static_cast<const Operands*>(
         params_.args.operands)[slot * params_.args.shape.H + work_.h];
     const auto& from_a = C::kReverse ? from.k : from.q;
     const auto& from_b = C::kReverse ? from.q : from.k;
-    const bool is_silent = i < work_.silent;
+    const auto load_decay = [&](int and_bytes) {
+      auto& decay = shared_.decay[i % C::kDecays];
+      BarrierArriveExpect(full, sizeof(decay) + and_bytes);
+      LoadShare(decay, from.decay, full);
+    };
+    const bool has_output = C::kOutput && i >= work_.silent;
     if constexpr (C::kOutput) {
-      if (!is_silent) {
+      if (has_output) {
         BarrierWait(SharedAddress(&shared_.a_empty[stage]), before);
-        BarrierArriveExpect(full, sizeof(tiles.a) + kSlabBytes);
+        load_decay(sizeof(tiles.a) + kSlabBytes);
         LoadShare(tiles.a, from_a, full);
         LoadShare(shared_.scores[stage], from.scores, full);
       }
     }
     BarrierWait(SharedAddress(&shared_.empty[stage]), before);
-    if (C::kOutput && is_silent) BarrierArrive(full);  // there is no A
-    BarrierArriveExpect(full, sizeof(tiles.b) + sizeof(decay));
-    LoadShare(tiles.b, from_b, full);
-    LoadShare(decay, from.decay, full);
+    if (!has_output) load_decay(0);
+    BarrierArriveExpect(x_full, sizeof(tiles.b) + sizeof(tiles.x));
+    LoadShare(tiles.b, from_b, x_full);
     LoadX<C>(params_, work_, shared_, i);
   }
 
@@ -77,7 +82,7 @@ class ScanLoads {
 #pragma unroll 1
     for (int i = 0; i < work_.chunks; ++i) {
       const int stage = i % C::kStages;
-      const SlabDecay& decay = shared_.decay[stage][slab];
+      const SlabDecay& decay = shared_.decay[i % C::kDecays][slab];
       BarrierWait(SharedAddress(&shared_.full[stage]), Parity<C::kStages>(i));
 #pragma unroll
       for (int c = 0; c < 4; ++c) {

@@ -36,7 +36,9 @@ struct ScanConfig {
   static constexpr int kOtherRegisters = kGates ? 88 : 40;
   // Arrivals on `full`: of the thread that loads or copies, and of the lanes
   // that stored decays.
-  static constexpr int kFullArrivals = kGates ? 1 + 16 * kOwn : 1 + kOutput;
+  static constexpr int kFullArrivals = kGates ? 1 + 16 * kOwn : 1;
+  // Where decays come with A, a step may still need the one before's.
+  static constexpr int kDecays = kGates ? kStages : kStages + 1;
   // Arrivals on a stage's `empty` from a block: its state warps, and without
   // output the two that add up decays.
   static constexpr int kUsers = kGates || kOutput ? 8 : 10;
@@ -78,7 +80,7 @@ struct ScanShared {
     SteepChannels steep;  // before scores are stored
   };
   std::conditional_t<C::kGates, GateBuffers<C>, NoGateBuffers> gates;
-  SlabDecay decay[C::kStages][C::kSlabs];
+  SlabDecay decay[C::kDecays][C::kSlabs];
   uint64_t full[C::kStages];
   uint64_t empty[C::kStages];
   uint64_t a_empty[C::kStages];
@@ -167,13 +169,13 @@ __device__ float* PieceDecay(const ScanArgs& args, const ScanWork& w,
   return args.piece_decays + (head * args.pieces + w.piece) * C::K + slab * 64;
 }
 
-// Starts the load of step i's x.
+// Starts the load of step i's x; with B, x_full has been told what to expect.
 template <typename C>
 __device__ void LoadX(const ScanParams& params, const ScanWork& work,
                       ScanShared<C>& shared, int i) {
   const int stage = i % C::kStages;
   const uint32_t full = SharedAddress(&shared.x_full[stage]);
-  BarrierArriveExpect(full, 2 * kSlabBytes);
+  if constexpr (C::kGates) BarrierArriveExpect(full, 2 * kSlabBytes);
   for (int group = 0; group < 2; ++group) {
     TensorLoad(SharedAddress(shared.stage[stage].x[group]), &params.x,
                work.h * C::V + work.first_value + group * 64,

@@ -57,7 +57,7 @@ class ScanState : StateTile<C> {
     const int stage = i % C::kStages;
     const int chunk = ChunkAt<C>(work_, i);
     const Stage& tiles = shared_.stage[stage];
-    const auto& decay = shared_.decay[stage];
+    const auto& decay = shared_.decay[i % C::kDecays];
 
     if (!WaitsEarly()) WaitFull(i);
     float y[32] = {};
@@ -107,7 +107,8 @@ class ScanState : StateTile<C> {
     if (!C::kReverse) {
       FinishSlabs<0, kBehind>(decay);
     } else {
-      FinishSlabs<0, kBehind>(has_next ? shared_.decay[next_stage] : nullptr);
+      FinishSlabs<0, kBehind>(
+          has_next ? shared_.decay[(i + 1) % C::kDecays] : nullptr);
     }
     Release(stage);
   }
