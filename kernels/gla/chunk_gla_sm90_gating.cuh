@@ -184,6 +184,46 @@ __device__ inline void GateKey(const Bf16Piece<kChannels>& x,
   }
 }
 
+// Adds the products of x and y.
+template <int kChannels>
+__device__ inline float Dot(const Bf16Piece<kChannels>& x,
+                            const Bf16Piece<kChannels>& y) {
+  float sum = 0;
+#pragma unroll
+  for (int i = 0; i < kChannels / 2; ++i) {
+    sum = fmaf(LowFloat(x.pairs[i]), LowFloat(y.pairs[i]), sum);
+    sum = fmaf(HighFloat(x.pairs[i]), HighFloat(y.pairs[i]), sum);
+  }
+  return sum;
+}
+
+// Adds up each of a lane's kRows rows over the kLanes lanes that have the same
+// rows, and stores the sums at to[row].
+template <int kLanes, int kRows>
+__device__ inline void StoreRowSums(float (&sums)[kRows], float* to) {
+  static_assert(kRows <= kLanes);
+  const int lane = threadIdx.x % kLanes;
+  int row = 0, distance = kLanes;
+  // Each step halves the lanes that have a row, and the rows of a lane.
+#pragma unroll
+  for (int rows = kRows / 2; rows >= 1; rows /= 2) {
+    distance /= 2;
+    const bool upper = lane & distance;
+#pragma unroll
+    for (int i = 0; i < rows; ++i) {
+      const float kept = upper ? sums[i + rows] : sums[i];
+      const float sent = upper ? sums[i] : sums[i + rows];
+      sums[i] = kept + __shfl_xor_sync(0xffffffff, sent, distance);
+    }
+    if (upper) row += rows;
+  }
+#pragma unroll
+  for (distance /= 2; distance >= 1; distance /= 2) {
+    sums[0] += __shfl_xor_sync(0xffffffff, sums[0], distance);
+  }
+  if (lane % (kLanes / kRows) == 0) to[row] = sums[0];
+}
+
 template <int kChannels>
 __device__ inline Bf16Piece<kChannels> Round(const float (&x)[kChannels]) {
   Bf16Piece<kChannels> y;

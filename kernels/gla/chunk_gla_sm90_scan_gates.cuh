@@ -167,6 +167,7 @@ class ScanGates {
   template <bool kOutput>
   __device__ void GateRows(int i, Gates& b, const Gates& all) {
     auto& stage = shared_.stage[i % C::kStages];
+    float own_scores[kRows];
     Gates shift;
 #pragma unroll
     for (int c = 0; c < kChannels; ++c) shift[c] = KeyShift(all[c]);
@@ -195,8 +196,13 @@ class ScanGates {
       AddGates(g, b);
       if constexpr (kOutput) {
         GatedAt(stage.a, r) = gate(raw_a, !C::kReverse);
+        own_scores[r] = Dot(raw_a, raw_b);
       }
       GatedAt(stage.b, r) = gate(raw_b, C::kReverse);
+    }
+    if constexpr (kOutput) {
+      auto& decay = shared_.decay[i % C::kStages][OwnSlab(own_)];
+      StoreRowSums<kLanes>(own_scores, &decay.own_score[first_row_]);
     }
   }
 
@@ -224,11 +230,11 @@ class ScanGates {
         if (output) Send(tiles.a[slab], kSlabBytes, stage);
       }
       Send(tiles.b[slab], kSlabBytes, stage);
-      Send(&shared_.decay[stage][slab], sizeof(SlabDecay), stage);
+      Send(&shared_.decay[stage][slab], sizeof(GatedDecay), stage);
     }
     if (IsLoader()) {
       const uint32_t bytes =
-          (output ? 2 : 1) * kSlabBytes + int{sizeof(SlabDecay)};
+          (output ? 2 : 1) * kSlabBytes + int{sizeof(GatedDecay)};
       BarrierArriveExpect(SharedAddress(&shared_.full[stage]),
                           (C::kSlabs - C::kOwn) * bytes);
     }

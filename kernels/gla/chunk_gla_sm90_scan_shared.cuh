@@ -63,6 +63,11 @@ struct GateBuffers {
 };
 struct NoGateBuffers {};
 
+// Where scores are formed here.
+struct GatedDecay : SlabDecay {
+  float own_score[kChunk];  // q k^T of each token with itself, of the slab
+};
+
 template <typename C>
 struct ScanShared {
   struct UpdateStage {
@@ -80,7 +85,8 @@ struct ScanShared {
     SteepChannels steep;  // before scores are stored
   };
   std::conditional_t<C::kGates, GateBuffers<C>, NoGateBuffers> gates;
-  SlabDecay decay[C::kDecays][C::kSlabs];
+  using Decay = std::conditional_t<C::kGates, GatedDecay, SlabDecay>;
+  Decay decay[C::kDecays][C::kSlabs];
   uint64_t full[C::kStages];
   uint64_t empty[C::kStages];
   uint64_t a_empty[C::kStages];
@@ -191,7 +197,7 @@ __device__ bool IsCausal(int row, int column) {
 
 // Whether any channel of a chunk is steep.
 template <typename C>
-__device__ bool HasSteep(const SlabDecay (&decay)[C::kSlabs]) {
+__device__ bool HasSteep(const GatedDecay (&decay)[C::kSlabs]) {
   bool any = false;
 #pragma unroll
   for (int s = 0; s < C::kSlabs; ++s) any |= decay[s].any_steep != 0;

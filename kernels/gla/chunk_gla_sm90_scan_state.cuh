@@ -63,10 +63,12 @@ class ScanState : StateTile<C> {
     float y[32] = {};
     if constexpr (kOutput) {
       uint8_t* const stored = StoredState(chunk);
+      float own_scores[2];
+      if constexpr (C::kGates) LoadOwnScores(decay, own_scores);
       WgmmaWait<0>();
       Touch(p);
       StateOutput(tiles, stored, y, [&] {
-        if constexpr (C::kGates) StoreScores(i, chunk, p);
+        if constexpr (C::kGates) StoreScores(i, chunk, own_scores, p);
       });
     }
 
@@ -141,8 +143,36 @@ class ScanState : StateTile<C> {
     }
   }
 
+  // The scores of this thread's two rows' tokens with themselves, which need no
+  // gate.
+  __device__ void LoadOwnScores(const GatedDecay (&decay)[C::kSlabs],
+                                float (&own)[2]) const {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      own[i] = 0;
+#pragma unroll
+      for (int s = 0; s < C::kSlabs; ++s) {
+        own[i] += decay[s].own_score[Row() + 8 * i];
+      }
+      own[i] *= args_.scale;
+    }
+  }
+  // Puts them in the place of products of rounded operands.
+  __device__ void SetOwnScores(const float (&own)[2], float (&p)[16]) const {
+    if (warp_ / 2 != group_) return;  // not in these columns
+    const int odd = lane_ / 4 - lane_ % 4 * 2;
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      if (j / 2 != warp_ % 2) continue;
+      float* const pair = &p[4 * j + 2 * (j % 2)];
+      if (odd == 0) pair[0] = own[j % 2];
+      if (odd == 1) pair[1] = own[j % 2];
+    }
+  }
+
   // Masks and stores them once they are there, in step i.
-  __device__ void StoreScores(int i, int chunk, float (&p)[16]) {
+  __device__ void StoreScores(int i, int chunk, const float (&own)[2],
+                              float (&p)[16]) {
     BarrierWait(SharedAddress(&shared_.scores_empty),
                 ((i - work_.silent) & 1) ^ 1);
     const auto& decay = shared_.decay[i % C::kStages];
@@ -154,6 +184,7 @@ class ScanState : StateTile<C> {
       };
       Tile::AddSteepScores(chunk, is_steep, shared_.steep, p);
     }
+    SetOwnScores(own, p);
     Tile::StoreScores(shared_.scores[0], IsCausal<C>, p);
     FenceAsyncProxy();
     BarrierArrive(SharedAddress(&shared_.scored));
@@ -226,7 +257,7 @@ class ScanState : StateTile<C> {
   // Waits for slab after slab of the update, behind which kBehind groups have
   // been started, and applies the edge, if any.
   template <int kSlab, int kBehind>
-  __device__ void FinishSlabs(const SlabDecay* decay) {
+  __device__ void FinishSlabs(const typename ScanShared<C>::Decay* decay) {
     if constexpr (kSlab < C::kSlabs) {
       WgmmaWait<C::kSlabs - 1 - kSlab + kBehind>();
       Touch(state_[kSlab]);

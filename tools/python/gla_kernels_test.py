@@ -460,8 +460,8 @@ def batches():
         H = 16 * 128 // V
         yield f"B3 T500 H{H} {K}x{V}", lambda K=K, V=V, H=H: check(
             chunk_gla, problem(3, 500, H, K, V), CHUNK_LIMITS)
-        yield f"[0, 64, 90, 500] H{H} {K}x{V}", lambda K=K, V=V, H=H: check(
-            chunk_gla, problem(1, 500, H, K, V, cu_seqlens=[0, 64, 90, 500]), CHUNK_LIMITS)
+        yield f"[0, 0, 64, 90, 500] H{H} {K}x{V}", lambda K=K, V=V, H=H: check(
+            chunk_gla, problem(1, 500, H, K, V, cu_seqlens=[0, 0, 64, 90, 500]), CHUNK_LIMITS)
     if not options.quick:
         yield "B1 T32768 H4 256x512", lambda: check(
             chunk_gla, problem(1, 32768, 4, 256, 512), CHUNK_LIMITS)
