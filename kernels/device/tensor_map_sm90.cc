@@ -33,6 +33,14 @@ CUtensorMapDataType MapType(DType dtype) {
   return CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
 }
 
+// Binds the runtime's context to the calling thread, as the runtime's own calls
+// do when they need one. The driver's do not.
+cudaError_t BindContext() {
+  int device = 0;
+  if (cudaError_t error = cudaGetDevice(&device)) return error;
+  return cudaSetDevice(device);
+}
+
 }  // namespace
 
 cudaError_t MakeTensorMap(const TensorMapArgs& args, CUtensorMap* map) {
@@ -44,11 +52,18 @@ cudaError_t MakeTensorMap(const TensorMapArgs& args, CUtensorMap* map) {
       static_cast<cuuint64_t>(args.columns * DTypeBytes(args.dtype))};
   const cuuint32_t box[2] = {args.box_columns, args.box_rows};
   const cuuint32_t strides[2] = {1, 1};
-  const CUresult result = encode(
-      map, MapType(args.dtype), 2, const_cast<void*>(args.data), sizes,
-      row_bytes, box, strides, CU_TENSOR_MAP_INTERLEAVE_NONE,
-      args.swizzled ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_NONE,
-      CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  const auto make = [&] {
+    return encode(
+        map, MapType(args.dtype), 2, const_cast<void*>(args.data), sizes,
+        row_bytes, box, strides, CU_TENSOR_MAP_INTERLEAVE_NONE,
+        args.swizzled ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_NONE,
+        CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  };
+  CUresult result = make();
+  if (result == CUDA_ERROR_INVALID_CONTEXT) {
+    if (cudaError_t error = BindContext()) return error;
+    result = make();
+  }
   return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
 }
 

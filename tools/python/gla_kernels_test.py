@@ -16,6 +16,7 @@ import itertools
 import math
 import os
 import sys
+import threading
 import traceback
 import warnings
 
@@ -490,6 +491,26 @@ def packed():
         return ""
 
     yield "int64", int64
+
+
+@group
+def threads():
+    """A thread's first work on the GPU may be ours, as in autograd's own threads."""
+
+    def case(op):
+        p = problem(1, 100, 2, 256, 512, gate_dtype=BF16)
+        args = p["q"], p["k"], p["v"], p["g"]
+        want, got = op(*args)[0], []
+        torch.cuda.synchronize()
+        thread = threading.Thread(target=lambda: got.append(op(*args)[0]))
+        thread.start()
+        thread.join()
+        require(got, "the thread failed")
+        require_same_bits({"o": want}, {"o": got[0]}, "in another thread")
+        return ""
+
+    for op in chunk_gla, fused_recurrent_gla:
+        yield op.__name__, lambda op=op: case(op)
 
 
 # ---- Options -------------------------------------------------------------------------------------
