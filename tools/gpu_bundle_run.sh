@@ -74,7 +74,7 @@ sanitize() {
   (($#)) || tools=(memcheck racecheck synccheck initcheck)
   for tool in "${tools[@]}"; do
     echo "==== $tool"
-    run_python --quick -- compute-sanitizer --tool "$tool" --error-exitcode 86
+    run_python --quick --poison -- compute-sanitizer --tool "$tool" --error-exitcode 86
     for binary in "$here"/tests/*_{gpu,cuda}_test; do
       filter='*'
       [[ $binary == *_cuda_test ]] || filter='*Cuda*'  # of tests for both devices

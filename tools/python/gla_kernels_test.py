@@ -2,10 +2,13 @@
 `N passed, N failed, N skipped`. One file, because each group is a short list of cases
 over the shared problem(), call() and check() and would be no clearer alone.
 
-usage: python3 gla_kernels_test.py [--only=GROUP,...] [--quick] [--fla=FOLDER] [--heads=KxV,...]
+usage: python3 gla_kernels_test.py [--only=GROUP,...] [--quick] [--poison] [--fla=FOLDER]
+                                   [--heads=KxV,...]
 
   --only   groups to run, of those that --list prints
   --quick  small shapes, few repeats, the reference on the CPU: for compute-sanitizer
+  --poison what the wrapper allocates holds NaN before every call. For initcheck, which does not
+           see what bulk copies write: what was not written shows as NaN instead
   --fla    the folder that holds fla's package folder (default: the FLA variable): adds the
            comparison of errors with fla's
   --heads  head shapes of that comparison (default: all); fla tunes for minutes per shape
@@ -836,6 +839,7 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--only", default="")
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--poison", action="store_true")
     parser.add_argument("--heads", default="")
     parser.add_argument("--fla", default=os.environ.get("FLA"))
     parser.add_argument("--list", action="store_true")
@@ -848,11 +852,12 @@ def main():
     if options.quick and not options.only:
         names = [name for name in names if not name.startswith(("fla_", "beside_fla"))]
     counts = dict.fromkeys(("PASS", "FAIL", "SKIP"), 0)
-    for group_name in names:
-        for name, case in GROUPS[group_name]():
-            outcome, text = run_case(case)
-            counts[outcome] += 1
-            print(f"{outcome} {group_name}: {name}: {text}", flush=True)
+    with poisoned_memory() if options.poison else contextlib.nullcontext():
+        for group_name in names:
+            for name, case in GROUPS[group_name]():
+                outcome, text = run_case(case)
+                counts[outcome] += 1
+                print(f"{outcome} {group_name}: {name}: {text}", flush=True)
     print("{PASS} passed, {FAIL} failed, {SKIP} skipped".format(**counts))
     sys.exit(counts["FAIL"] > 0)
 
