@@ -26,7 +26,9 @@ struct ScanConfig {
   // Blocks of a cluster, which share gated operands.
   static constexpr int kCluster = V >= 256 ? 2 : 1;
   static constexpr int kOwn = kSlabs / kCluster;  // slabs a block provides
-  static constexpr int kStages = kSlabs == 4 || kOwn == 2 ? 2 : 3;
+  static constexpr int kStages = !kGates && !kOutput        ? 4
+                                 : kSlabs == 4 || kOwn == 2 ? 2
+                                                            : 3;
   // Buffers of q and k before gating; of gates there are two.
   static constexpr int kRaws = sizeof(Gate) == 4 && kOwn == 2 ? 1 : 2;
   static constexpr int kGateWarps = 8;
@@ -81,7 +83,7 @@ struct ScanShared {
   Stage stage[C::kStages];
   union {
     // Of a stage if they come with it, else of the step at work.
-    uint8_t scores[C::kGates ? 1 : C::kStages][kSlabBytes];
+    uint8_t scores[C::kGates || !C::kOutput ? 1 : C::kStages][kSlabBytes];
     SteepChannels steep;  // before scores are stored
   };
   std::conditional_t<C::kGates, GateBuffers<C>, NoGateBuffers> gates;
