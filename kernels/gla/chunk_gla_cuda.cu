@@ -191,7 +191,8 @@ __global__ void ChainKernel(float* states, const float* decays,
               from[(k + 1) * V + v + 8]};
   }
   constexpr int kBatch = 8;  // pieces whose loads are under way together
-  const auto piece = [&](int i) {  // in the order of the pass
+  // Of piece i in the order of the pass: its index, its state.
+  const auto piece = [&](int i) {
     return head * pieces + (reverse ? pieces - 1 - i : i);
   };
   const auto state = [&](int i) -> float4& {

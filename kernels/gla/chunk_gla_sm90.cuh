@@ -10,6 +10,8 @@
 // every factor <= 1, and its score terms are formed one by one (AddSteepTerms).
 // `edge` and `mid` hold e^B and 1 of a mild channel, 1 and e^B of a steep one:
 // the state is scaled by `mid` before a chunk's update and by `edge` after it.
+// Where scores come ready (HasOperands), the state's keys are k' = k e^(B-b) in
+// all channels, so `mid` is e^B and there is no `edge`.
 #ifndef GLA_KERNELS_GLA_CHUNK_GLA_SM90_CUH_
 #define GLA_KERNELS_GLA_CHUNK_GLA_SM90_CUH_
 
@@ -27,11 +29,16 @@ inline constexpr float kMaxLog2Decay = 86;  // 59.6 nats
 inline constexpr float kLog2E = 1.4426950408889634f;
 inline constexpr float kMinLogGate = -120;  // e^-120 is 0 in float32
 
-// e^B and 1, or 1 and e^B, of a slab's 64 channels, in the order of accumulator
-// columns: channel 8 j + 2 i + e is [i][2 j + e]. Copied as a whole.
-struct alignas(16) SlabDecay {
-  float edge[4][20];
-  float mid[4][20];
+// Factors of a slab's 64 channels, in the order of accumulator columns: channel
+// 8 j + 2 i + e is [i][2 j + e].
+using SlabFactors = float[4][20];
+
+// Copied as a whole.
+struct alignas(16) SlabMid {
+  SlabFactors mid;
+};
+struct SlabDecay : SlabMid {
+  SlabFactors edge;
   int32_t any_steep;
   int32_t unused[3];
 };
@@ -41,9 +48,9 @@ struct alignas(16) SlabDecay {
 template <int K>
 struct alignas(128) ChunkOperands {
   uint8_t q[K / 64][kSlabBytes];  // q~; rows are tokens, columns 64 channels
-  uint8_t k[K / 64][kSlabBytes];  // k^
+  uint8_t k[K / 64][kSlabBytes];  // k'
   uint8_t scores[kSlabBytes];     // rows are queries, columns keys; masked
-  SlabDecay decay[K / 64];
+  SlabMid decay[K / 64];
 };
 
 // Rows of one sequence: [first, first + length) of the B T rows.

@@ -53,7 +53,10 @@ struct OperandArgs {
 };
 cudaError_t GateChunks(const OperandArgs& args, cudaStream_t stream);
 
-// Bytes of `operands`; 0 where the passes gate by themselves.
+// Whether operands come from GateChunks; else the passes gate by themselves.
+constexpr bool HasOperands(int64_t K) { return K == 256; }
+
+// Bytes of `operands`; 0 unless HasOperands.
 int64_t OperandBytes(const ChunkGlaShape& shape);
 
 // One pass of the state over each sequence, forward or backward in time.
@@ -68,7 +71,7 @@ struct ScanArgs {
   float scale;
   const __nv_bfloat16 *q, *k;  // [B, T, H, K]
   const void* g;               // [B, T, H, K]
-  const void* operands;        // from GateChunks; null unless OperandBytes
+  const void* operands;        // from GateChunks; null unless HasOperands
   const __nv_bfloat16* x;      // [B, T, H, V]
   __nv_bfloat16* y;            // [B, T, H, V]; null: only the states
   const int32_t* cu_seqlens;
@@ -77,8 +80,9 @@ struct ScanArgs {
   const float* initial_state;  // [N, H, K, V]
   float* final_state;          // [N, H, K, V]
   // Stored states, one every StateChunks; null: not wanted. Forward: S before
-  // the chunks. Reverse: dS after them, times `edge` (chunk_gla_sm90.cuh) of
-  // the segment's last chunk, as that chunk's dv and dk need it.
+  // the chunks. Reverse: dS after them, as that chunk's dv is formed from it:
+  // times the segment's last chunk's `edge` (chunk_gla_sm90.cuh) unless
+  // HasOperands.
   __nv_bfloat16* states;
   // The gates of every chunk added up, in powers of two, as
   // [2 SegmentSlots][H][K]; null: not wanted. Written by the forward pass where

@@ -121,35 +121,40 @@ __device__ inline bool IsSteep(float log_decay) {
   return log_decay < -kMaxLog2Decay;
 }
 
-// Stores the decays of kChannels channels from `channel` on of a slab, by the
+// Stores the factors of kChannels channels from `channel` on of a slab, by the
 // first 64 / kChannels lanes of a warp.
+template <int kChannels>
+__device__ inline void StoreFactors(const float (&factor)[kChannels],
+                                    int channel, SlabFactors& to) {
+  static_assert(kChannels == 4, "lanes 0 to 3 pad the four rows");
+#pragma unroll
+  for (int c = 0; c < kChannels; c += 2) {
+    const int row = (channel + c) % 8 / 2, column = (channel + c) / 8 * 2;
+    *reinterpret_cast<float2*>(&to[row][column]) = {factor[c], factor[c + 1]};
+  }
+  // What is copied is written, all of it.
+  if (channel < 16) *reinterpret_cast<float4*>(&to[channel / 4][16]) = {};
+}
+
+// The same of a chunk's decays.
 template <int kChannels>
 __device__ inline void StoreDecay(const float (&log_decay)[kChannels],
                                   int channel, SlabDecay& decay) {
+  float edge[kChannels], mid[kChannels];
   bool any = false;
 #pragma unroll
-  for (int c = 0; c < kChannels; c += 2) {
-    float edge[2], mid[2];
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const bool steep = IsSteep(log_decay[c + i]);
-      const float all = Exp2(log_decay[c + i]);
-      edge[i] = steep ? 1 : all;
-      mid[i] = steep ? all : 1;
-      any |= steep;
-    }
-    const int row = (channel + c) % 8 / 2, column = (channel + c) / 8 * 2;
-    *reinterpret_cast<float2*>(&decay.edge[row][column]) = {edge[0], edge[1]};
-    *reinterpret_cast<float2*>(&decay.mid[row][column]) = {mid[0], mid[1]};
+  for (int c = 0; c < kChannels; ++c) {
+    const bool steep = IsSteep(log_decay[c]);
+    const float all = Exp2(log_decay[c]);
+    edge[c] = steep ? 1 : all;
+    mid[c] = steep ? all : 1;
+    any |= steep;
   }
+  StoreFactors(edge, channel, decay.edge);
+  StoreFactors(mid, channel, decay.mid);
   any = __any_sync((1u << (64 / kChannels)) - 1, any);
   if (channel == 0) {
     *reinterpret_cast<int4*>(&decay.any_steep) = {any, 0, 0, 0};
-  }
-  // What is copied is written, all of it.
-  if (channel < 32) {
-    auto& rows = channel < 16 ? decay.edge : decay.mid;
-    *reinterpret_cast<float4*>(&rows[channel % 16 / 4][16]) = {};
   }
 }
 

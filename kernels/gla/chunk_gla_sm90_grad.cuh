@@ -2,7 +2,8 @@
 // than 128 values.
 //
 // An item is 128 channels of a segment of two chunks of one head. With S
-// before the segment, D = edge_1 dS after it and the operands of
+// before the segment, D = edge_1 dS after it (times edge_1 here or before it
+// was stored, see ScanArgs::states) and the operands q~, k^ of
 // chunk_gla_sm90.cuh, transposed (rows are channels, columns tokens):
 //   dA_cj = mask(do_c v_j^T)
 //   dq~_0 = S do_0^T + k^_0 dA_00^T

@@ -138,11 +138,21 @@ class GradMain {
   // flow out of the segment.
   __device__ void Within(float (&q)[2][32], float (&k)[2][32],
                          float (&flow)[2]) {
-    // If there is no chunk 1, D has been scaled for chunk 0.
+    // If there is no chunk 1, D has been scaled for chunk 0, or will be.
     const bool both = work_.rows > kChunk;
     // Decays are loaded anew wherever they are used: registers are short.
     Scale(q[1], LoadDecay(0).mid);
-    Scale(k[0], LoadDecay(1).mid);
+    if constexpr (C::kHasEdge) {
+      Scale(k[0], LoadDecay(1).mid);
+    } else {
+      const Decay last = LoadDecay(both ? 1 : 0);
+      flow[0] *= last.edge[0];
+      flow[1] *= last.edge[1];
+      Scale(k[1], last.edge);
+      const float all[2] = {both ? last.all[0] : last.edge[0],
+                            both ? last.all[1] : last.edge[1]};
+      Scale(k[0], all);
+    }
     float early[2], late[2];
     KeyFlow(0, k[0], early);
     KeyFlow(1, k[1], late);

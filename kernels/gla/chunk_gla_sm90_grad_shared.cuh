@@ -19,6 +19,8 @@ struct GradConfig {
   static constexpr int kMains = 2;  // main warpgroups
   static constexpr int kSlices = K / (64 * kMains);
   static constexpr int kSteps = V / 64;
+  // Whether the stored dS has been scaled by its chunk's edge.
+  static constexpr bool kHasEdge = !HasOperands(K);
   static constexpr int kStages = 3;
   static constexpr int kThreads = 128 * (kMains + 2);
   // Registers of a thread; the warpgroups share 504.

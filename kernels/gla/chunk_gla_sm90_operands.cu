@@ -3,7 +3,7 @@
 namespace gla::internal {
 
 int64_t OperandBytes(const ChunkGlaShape& shape) {
-  if (shape.K != 256) return 0;
+  if (!HasOperands(shape.K)) return 0;
   return SegmentSlots(shape) * kSegmentChunks * shape.H *
          int64_t{sizeof(ChunkOperands<256>)};
 }

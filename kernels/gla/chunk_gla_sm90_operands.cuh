@@ -5,11 +5,11 @@
 // shared memory.
 //
 //   warps 0 .. 15 (gates)    two teams, every other unit each: q~, k^ and what
-//       rounding left out of both, in the place of q, k and 16-bit gates
+//       rounding left out of both, and k', in the place of q, k and gates
 //   warps 16 .. 19 (scores)  mask(q~ k^^T), with q~ and k^ in two bf16 parts:
 //       scores are as good as from float32 operands (the product of the small
 //       parts is left out)
-//   warp 20 (copies)         one thread loads q, k, g and stores q~ and k^
+//   warp 20 (copies)         one thread loads q, k, g and stores q~ and k'
 //
 // Barriers, of a slot:
 //   full   q, k, g are there
@@ -31,7 +31,7 @@ struct OperandConfig {
   static constexpr int K = kK;
   using Gate = GateT;
   static constexpr int kUnits = K / 64;  // of an item
-  static constexpr int kSlots = sizeof(GateT) == 4 ? 4 : 6;
+  static constexpr int kSlots = sizeof(GateT) == 4 ? 4 : 5;
   static constexpr int kTeams = 2;
   static constexpr int kTeamWarps = 8;
   static constexpr int kGateWarps = kTeams * kTeamWarps;
@@ -48,18 +48,19 @@ struct OperandParams {
 
 template <typename C>
 struct OperandShared {
-  struct Operands {
+  // Gates are read before anything takes their place.
+  struct Slot {
     uint8_t q[kSlabBytes];
     uint8_t k[kSlabBytes];
-    uint8_t q_rest[kSlabBytes];  // 16-bit gates before that
+    uint8_t q_rest[kSlabBytes];
     uint8_t k_rest[kSlabBytes];
+    union {
+      uint8_t late_k[kSlabBytes];  // k'
+      typename C::Gate g[kChunk][64];
+    };
   };
-  struct WithGates : Operands {
-    float g[kChunk][64];
-  };
-  std::conditional_t<sizeof(typename C::Gate) == 4, WithGates, Operands>
-      slot[C::kSlots];
-  SlabDecay decay[C::kSlots];
+  Slot slot[C::kSlots];
+  SlabMid decay[C::kSlots];
   // Gates that each warp of a team has added up, of two units in turn.
   float totals[C::kTeams][2][C::kTeamWarps][64];
   bool is_steep[C::kNotes][C::K];
@@ -200,7 +201,6 @@ class OperandKernelRoles {
  private:
   using GateT = typename C::Gate;
   using Units = OperandUnits<C>;
-  static constexpr bool kGatesInSlab = sizeof(GateT) == 2;
   static constexpr int kChannels = 4;            // of a lane
   static constexpr int kLanes = 64 / kChannels;  // of a row
   static constexpr int kRows = kChunk / (32 / kLanes) / C::kTeamWarps;
@@ -216,12 +216,7 @@ class OperandKernelRoles {
     const int column = unit.h * C::K + unit.unit * 64;
     BarrierArriveExpect(full,
                         2 * kSlabBytes + kChunk * 64 * int{sizeof(GateT)});
-    if constexpr (kGatesInSlab) {
-      TensorLoad(SharedAddress(slot.q_rest), &params_.g, column, unit.row,
-                 full);
-    } else {
-      TensorLoad(SharedAddress(slot.g), &params_.g, column, unit.row, full);
-    }
+    TensorLoad(SharedAddress(slot.g), &params_.g, column, unit.row, full);
     TensorLoad(SharedAddress(slot.q), &params_.q, column, unit.row, full);
     TensorLoad(SharedAddress(slot.k), &params_.k, column, unit.row, full);
   }
@@ -234,9 +229,9 @@ class OperandKernelRoles {
     auto& slot = shared_.slot[unit.slot()];
     auto& to = OutputOf(unit);
     BulkStore(to.q[unit.unit], SharedAddress(slot.q), kSlabBytes);
-    BulkStore(to.k[unit.unit], SharedAddress(slot.k), kSlabBytes);
+    BulkStore(to.k[unit.unit], SharedAddress(slot.late_k), kSlabBytes);
     BulkStore(&to.decay[unit.unit], SharedAddress(&shared_.decay[unit.slot()]),
-              sizeof(SlabDecay));
+              sizeof(SlabMid));
     TensorStoreCommit();
   }
 
@@ -252,19 +247,18 @@ class OperandKernelRoles {
     Gates own = {}, b, all;
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
-      if constexpr (kGatesInSlab) {
-        g[r] = {piece(slot.q_rest, r)};
-      } else {
-        g[r] = reinterpret_cast<LaneGates&>(slot.g[first + r][channel]);
-      }
+      g[r] = reinterpret_cast<LaneGates&>(slot.g[first + r][channel]);
       if (first + r >= unit.rows) g[r] = {};
       AddGates(g[r], own);
     }
     SumSlab(own, shared_.totals[team][unit.count / C::kTeams % 2], part,
             kOperandTeamBarrier + team, 32 * C::kTeamWarps, b, all);
-    Gates shift;
+    Gates shift, late;  // k' is k^ times `late`
 #pragma unroll
-    for (int c = 0; c < kChannels; ++c) shift[c] = KeyShift(all[c]);
+    for (int c = 0; c < kChannels; ++c) {
+      shift[c] = KeyShift(all[c]);
+      late[c] = Exp2(all[c] - shift[c]);
+    }
     if (first == 0) Note(unit, channel, all);
     Piece q[kRows], k[kRows];
 #pragma unroll
@@ -285,13 +279,23 @@ class OperandKernelRoles {
       k[r] = Round(x);
       piece(slot.k, r) = k[r];
       piece(slot.k_rest, r) = RoundRest(x, k[r]);
+#pragma unroll
+      for (int c = 0; c < kChannels; ++c) x[c] *= late[c];
+      piece(slot.late_k, r) = Round(x);
     }
   }
 
   // The decays of a unit's channels, and which of them are steep.
   __device__ void Note(const Units& unit, int channel, const Gates& all) {
-    SlabDecay& decay = shared_.decay[unit.slot()];
-    StoreDecay(all, channel, decay);
+    Gates decay;
+    bool any = false;
+#pragma unroll
+    for (int c = 0; c < kChannels; ++c) {
+      decay[c] = Exp2(all[c]);
+      any |= IsSteep(all[c]);
+    }
+    StoreFactors(decay, channel, shared_.decay[unit.slot()].mid);
+    any = __any_sync((1u << kLanes) - 1, any);
     if (args_.log_decays != nullptr) {
       StoreSums(all, args_.log_decays + unit.output * C::K + unit.unit * 64 +
                          channel);
@@ -301,7 +305,7 @@ class OperandKernelRoles {
 #pragma unroll
     for (int c = 0; c < kChannels; ++c) is_steep[c] = IsSteep(all[c]);
     if (channel == 0) {
-      shared_.any_steep[unit.note()][unit.unit] = decay.any_steep;
+      shared_.any_steep[unit.note()][unit.unit] = any;
     }
   }
 
@@ -436,9 +440,7 @@ cudaError_t LaunchOperands(const OperandArgs& args, cudaStream_t stream) {
   constexpr DType kBf16 = DType::kBFloat16;
   if (auto e = make(args.q, kBf16, true, &params.q)) return e;
   if (auto e = make(args.k, kBf16, true, &params.k)) return e;
-  if (auto e = make(args.g, s.gate_dtype, s.gate_dtype == kBf16, &params.g)) {
-    return e;
-  }
+  if (auto e = make(args.g, s.gate_dtype, false, &params.g)) return e;
   constexpr int kBytes = sizeof(OperandShared<C>);
   static_assert(kBytes <= 227 * 1024, "more shared memory than a block has");
   if (cudaError_t error = cudaFuncSetAttribute(

@@ -11,8 +11,9 @@
 //   warpgroups 2, 3 (gates)  load x; load q, k, g of the block's share of the
 //       channels, gate them, and copy the gated slabs to the other block of the
 //       cluster.
-// With 256 channels there is no room for that. Operands and scores come from
-// chunk_gla_sm90_operands.cuh, and instead of the gates there is
+// With 256 channels there is no room for that. Operands, with k' for k^, and
+// scores come from chunk_gla_sm90_operands.cuh, and instead of the gates there
+// is
 //   warpgroup 2 (loads)      one thread loads x and, for both blocks of the
 //       cluster, the block's share of the operands.
 //

@@ -31,7 +31,7 @@ class ScanLoads {
   static_assert(C::K / 4 <= 64, "two warps have all channels' decays");
 
   // This block's share of step i's operands, for the whole cluster, and its x.
-  // A and the decays come as soon as A has been read two steps before.
+  // A and the decays come as soon as those of two steps before have been read.
   __device__ void Load(int i) {
     const int stage = i % C::kStages;
     const uint32_t before = Parity<C::kStages>(i) ^ 1;
@@ -45,7 +45,7 @@ class ScanLoads {
     const auto& from_a = C::kReverse ? from.k : from.q;
     const auto& from_b = C::kReverse ? from.q : from.k;
     const auto load_decay = [&](int and_bytes) {
-      auto& decay = shared_.decay[i % C::kDecays];
+      auto& decay = shared_.decay[stage];
       BarrierArriveExpect(full, sizeof(decay) + and_bytes);
       LoadShare(decay, from.decay, full);
     };
@@ -82,13 +82,13 @@ class ScanLoads {
 #pragma unroll 1
     for (int i = 0; i < work_.chunks; ++i) {
       const int stage = i % C::kStages;
-      const SlabDecay& decay = shared_.decay[i % C::kDecays][slab];
+      const SlabMid& decay = shared_.decay[stage][slab];
       BarrierWait(SharedAddress(&shared_.full[stage]), Parity<C::kStages>(i));
 #pragma unroll
       for (int c = 0; c < 4; ++c) {
         const int row = (channel + c) % 8 / 2;
         const int column = (channel + c) / 8 * 2 + c % 2;
-        product[c] *= decay.edge[row][column] * decay.mid[row][column];
+        product[c] *= decay.mid[row][column];
       }
       __syncwarp();
       if (thread % 32 < C::kCluster) {

@@ -39,8 +39,6 @@ struct ScanConfig {
   // Arrivals on `full`: of the thread that loads or copies, and of the lanes
   // that stored decays.
   static constexpr int kFullArrivals = kGates ? 1 + 16 * kOwn : 1;
-  // Where decays come with A, a step may still need the one before's.
-  static constexpr int kDecays = kGates ? kStages : kStages + 1;
   // Arrivals on a stage's `empty` from a block: its state warps, and without
   // output the two that add up decays.
   static constexpr int kUsers = kGates || kOutput ? 8 : 10;
@@ -87,8 +85,8 @@ struct ScanShared {
     SteepChannels steep;  // before scores are stored
   };
   std::conditional_t<C::kGates, GateBuffers<C>, NoGateBuffers> gates;
-  using Decay = std::conditional_t<C::kGates, GatedDecay, SlabDecay>;
-  Decay decay[C::kDecays][C::kSlabs];
+  std::conditional_t<C::kGates, GatedDecay, SlabMid> decay[C::kStages]
+                                                          [C::kSlabs];
   uint64_t full[C::kStages];
   uint64_t empty[C::kStages];
   uint64_t a_empty[C::kStages];

@@ -20,7 +20,7 @@ class ScanState : StateTile<C> {
     LoadState();
     if (work_.chunks > 0) {
       if (WaitsEarly()) WaitFull(0);
-      if (C::kReverse) FinishSlabs<0, 0>(shared_.decay[0]);
+      if (C::kReverse) FinishUpdate<0>(0);
       float p[16] = {};
       if constexpr (C::kOutput) {
 #pragma unroll 1
@@ -44,10 +44,10 @@ class ScanState : StateTile<C> {
   using Tile::column_, Tile::fragment_, Tile::state_;
   using Tile::LoadState, Tile::StoreState, Tile::StoreRows, Tile::Row;
 
-  // Whether a step waits for the next one's stage: for its scores or its edges,
-  // if it has any; and where states are stored the pass is a tenth faster so.
+  // Whether a step waits for the next one's stage: for its scores and edges, if
+  // it has any; and where states are stored the pass is a tenth faster so.
   __device__ bool WaitsEarly() const {
-    return C::kGates || C::kReverse || args_.states != nullptr;
+    return C::kGates || args_.states != nullptr;
   }
 
   // Step i, whose scores have been started; starts the next one's in p (after
@@ -57,7 +57,7 @@ class ScanState : StateTile<C> {
     const int stage = i % C::kStages;
     const int chunk = ChunkAt<C>(work_, i);
     const Stage& tiles = shared_.stage[stage];
-    const auto& decay = shared_.decay[i % C::kDecays];
+    const auto& decay = shared_.decay[stage];
 
     if (!WaitsEarly()) WaitFull(i);
     float y[32] = {};
@@ -67,8 +67,12 @@ class ScanState : StateTile<C> {
       if constexpr (C::kGates) LoadOwnScores(decay, own_scores);
       WgmmaWait<0>();
       Touch(p);
-      StateOutput(tiles, stored, y, [&] {
-        if constexpr (C::kGates) StoreScores(i, chunk, own_scores, p);
+      StateOutput(tiles, stored, y, [&](int half) {
+        if constexpr (C::kGates) {
+          if (half == 0) StoreScores(i, chunk, own_scores, p);
+        } else if (half % 2 == 1) {
+          Scale(half / 2, decay[half / 2].mid);
+        }
       });
     }
 
@@ -82,9 +86,14 @@ class ScanState : StateTile<C> {
     const int rows = work_.rows.length - chunk * kChunk;
     if (rows < kChunk) MaskX(rows, x);
     if constexpr (kOutput) ScoresOutput(i, x, y);
+    if constexpr (C::kGates) {
 #pragma unroll
-    for (int s = 0; s < C::kSlabs; ++s) {
-      if (decay[s].any_steep) Scale(s, decay[s].mid);
+      for (int s = 0; s < C::kSlabs; ++s) {
+        if (decay[s].any_steep) Scale(s, decay[s].mid);
+      }
+    } else if constexpr (!kOutput) {
+#pragma unroll
+      for (int s = 0; s < C::kSlabs; ++s) Scale(s, decay[s].mid);
     }
     UpdateState(tiles, x);
     const bool has_next = i + 1 < work_.chunks;
@@ -104,14 +113,7 @@ class ScanState : StateTile<C> {
     } else if constexpr (C::kOutput && !C::kGates) {
       TellCluster(&shared_.a_empty[stage]);
     }
-    // The edge is this chunk's; on the way back the next one's.
-    constexpr int kBehind = kOutput ? kScoreGroups : 0;
-    if (!C::kReverse) {
-      FinishSlabs<0, kBehind>(decay);
-    } else {
-      FinishSlabs<0, kBehind>(
-          has_next ? shared_.decay[(i + 1) % C::kDecays] : nullptr);
-    }
+    FinishUpdate<kOutput ? kScoreGroups : 0>(C::kReverse ? i + 1 : i);
     Release(stage);
   }
 
@@ -211,7 +213,8 @@ class ScanState : StateTile<C> {
   }
 
   // y += state^T A^T. Also stores the state as it was rounded for that, unless
-  // `stored` is null. Calls `meanwhile` once products are under way.
+  // `stored` is null. Calls meanwhile(half) once the products with that half of
+  // a slab are under way.
   template <typename Fn>
   __device__ void StateOutput(const Stage& tiles, uint8_t* stored,
                               float (&y)[32], Fn meanwhile) {
@@ -233,8 +236,8 @@ class ScanState : StateTile<C> {
       if (stored != nullptr) {
         StoreHalfSlab(stored + s * (C::V / 64) * kSlabBytes, half % 2, a);
       }
+      meanwhile(half);
       WgmmaWait<1>();  // Frees the registers of earlier groups.
-      if (half == 0) meanwhile();
     }
   }
 
@@ -254,15 +257,27 @@ class ScanState : StateTile<C> {
     }
   }
 
-  // Waits for slab after slab of the update, behind which kBehind groups have
-  // been started, and applies the edge, if any.
+  // Waits for the update, behind which kBehind groups have been started, and
+  // applies the edge of step `edge_step`, if there is one: to slab after slab.
+  template <int kBehind>
+  __device__ void FinishUpdate(int edge_step) {
+    if constexpr (C::kGates) {
+      FinishSlabs<0, kBehind>(edge_step < work_.chunks
+                                  ? shared_.decay[edge_step % C::kStages]
+                                  : nullptr);
+    } else {
+      WgmmaWait<kBehind>();
+#pragma unroll
+      for (int s = 0; s < C::kSlabs; ++s) Touch(state_[s]);
+    }
+  }
   template <int kSlab, int kBehind>
-  __device__ void FinishSlabs(const typename ScanShared<C>::Decay* decay) {
+  __device__ void FinishSlabs(const GatedDecay* edges) {
     if constexpr (kSlab < C::kSlabs) {
       WgmmaWait<C::kSlabs - 1 - kSlab + kBehind>();
       Touch(state_[kSlab]);
-      if (decay != nullptr) Scale(kSlab, decay[kSlab].edge);
-      FinishSlabs<kSlab + 1, kBehind>(decay);
+      if (edges != nullptr) Scale(kSlab, edges[kSlab].edge);
+      FinishSlabs<kSlab + 1, kBehind>(edges);
     }
   }
 
