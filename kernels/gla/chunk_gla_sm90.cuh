@@ -51,6 +51,7 @@ struct alignas(128) ChunkOperands {
   uint8_t k[K / 64][kSlabBytes];  // k'
   uint8_t scores[kSlabBytes];     // rows are queries, columns keys; masked
   SlabMid decay[K / 64];
+  float own_rest[kChunk];  // what rounding left out of the diagonal of `scores`
 };
 
 // Rows of one sequence: [first, first + length) of the B T rows.

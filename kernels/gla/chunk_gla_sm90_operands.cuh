@@ -372,7 +372,7 @@ class OperandKernelRoles {
   }
 
   __device__ void StoreScores(const Units& unit, const float (&p)[32]) {
-    uint8_t* const slab = OutputOf(unit).scores;
+    auto& to = OutputOf(unit);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const int row = Row() + i / 2 * 8, first = i % 2 * 4;
@@ -383,8 +383,12 @@ class OperandKernelRoles {
         const float* const pair = &p[4 * j + i / 2 * 2];
         words[m] = PackBf16(column <= row ? pair[0] : 0,
                             column + 1 <= row ? pair[1] : 0);
+        if (column == (row & ~1)) {
+          to.own_rest[row] = row == column ? pair[0] - LowFloat(words[m])
+                                           : pair[1] - HighFloat(words[m]);
+        }
       }
-      StoreRowWords(slab, row, first, words);
+      StoreRowWords(to.scores, row, first, words);
     }
   }
 

@@ -53,9 +53,13 @@ class ScanLoads {
     if constexpr (C::kOutput) {
       if (has_output) {
         BarrierWait(SharedAddress(&shared_.a_empty[stage]), before);
-        load_decay(sizeof(tiles.a) + kSlabBytes);
+        constexpr int kRestBytes = C::kOwnRest ? sizeof(from.own_rest) : 0;
+        load_decay(sizeof(tiles.a) + kSlabBytes + kRestBytes);
         LoadShare(tiles.a, from_a, full);
         LoadShare(shared_.scores[stage], from.scores, full);
+        if constexpr (C::kOwnRest) {
+          LoadShare(shared_.own_rest[stage], from.own_rest, full);
+        }
       }
     }
     BarrierWait(SharedAddress(&shared_.empty[stage]), before);

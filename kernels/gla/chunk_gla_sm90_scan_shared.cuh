@@ -33,6 +33,8 @@ struct ScanConfig {
   static constexpr int kRaws = sizeof(Gate) == 4 && kOwn == 2 ? 1 : 2;
   static constexpr int kGateWarps = 8;
   static constexpr int kThreads = 256 + (kGates ? 32 * kGateWarps : 128);
+  // Whether what rounding left out of a token's score with itself is added.
+  static constexpr bool kOwnRest = !kGates && kOutput && kReverse;
   // Registers of a thread; the warpgroups share 512, or 504 if they are three.
   static constexpr int kStateRegisters = kGates ? 168 : 232;
   static constexpr int kOtherRegisters = kGates ? 88 : 40;
@@ -87,6 +89,7 @@ struct ScanShared {
   std::conditional_t<C::kGates, GateBuffers<C>, NoGateBuffers> gates;
   std::conditional_t<C::kGates, GatedDecay, SlabMid> decay[C::kStages]
                                                           [C::kSlabs];
+  alignas(16) float own_rest[C::kOwnRest ? C::kStages : 1][kChunk];
   uint64_t full[C::kStages];
   uint64_t empty[C::kStages];
   uint64_t a_empty[C::kStages];

@@ -103,6 +103,7 @@ class ScanState : StateTile<C> {
       StartScores(next_stage, p);
       WgmmaWait<C::kSlabs + kScoreGroups>();
       Touch(y);
+      if constexpr (C::kOwnRest) AddOwnRest(shared_.own_rest[stage], x, y);
       __syncwarp();
       if constexpr (C::kGates) {
         if (lane_ == 0) BarrierArrive(SharedAddress(&shared_.scores_empty));
@@ -210,6 +211,23 @@ class ScanState : StateTile<C> {
       Wgmma<kAlong>(y, x[step], StepDescriptor<kAlong>(scores, step), true);
     }
     WgmmaCommit();
+  }
+
+  // y += x times what rounding left out of each token's score with itself.
+  // (Operand and accumulator have their elements in the same threads.)
+  __device__ void AddOwnRest(const float (&rest)[kChunk],
+                             const uint32_t (&x)[4][4], float (&y)[32]) const {
+#pragma unroll
+    for (int j = 0; j < 8; ++j) {
+      const float2 pair =
+          *reinterpret_cast<const float2*>(&rest[8 * j + lane_ % 4 * 2]);
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const uint32_t values = x[j / 2][j % 2 * 2 + i];
+        y[4 * j + 2 * i] += pair.x * LowFloat(values);
+        y[4 * j + 2 * i + 1] += pair.y * HighFloat(values);
+      }
+    }
   }
 
   // y += state^T A^T. Also stores the state as it was rounded for that, unless
