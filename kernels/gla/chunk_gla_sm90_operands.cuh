@@ -168,8 +168,10 @@ class OperandKernelRoles {
   __device__ void Gate() {
     Units units(params_);
     while (units.Next()) {
-      if (units.count % C::kTeams != warp_ / C::kTeamWarps) continue;
+      // Every unit, not only the team's: a wait that leaves out phases of a
+      // barrier takes an older one for its own.
       BarrierWait(SharedAddress(&shared_.full[units.slot()]), units.parity());
+      if (units.count % C::kTeams != warp_ / C::kTeamWarps) continue;
       GateUnit(units);
       FenceAsyncProxy();
       BarrierArrive(SharedAddress(&shared_.gated[units.slot()]));

@@ -28,11 +28,11 @@
 //
 // Stages hold {A, B, x, edge, mid}, perhaps scores. Barriers, of a stage:
 //   full      A, B, edge, mid are there: stored by this block's gate warps, and
-//             what the other block sends has arrived. Or A, scores, edge, mid
-//             are loaded
+//             what the other block sends has arrived. Or mid is loaded, and
+//             with output A, scores and what rounding left out of them
 //   x_full    x is there, and B if it is loaded
 //   empty     all that use it in the cluster are done with the stage
-//   a_empty   with A and scores, if they are loaded
+//   a_empty   with what `full` says is loaded
 // of scores formed here:
 //   scored, scores_empty  both halves are stored; both warpgroups have read
 // and of what is gated here:

@@ -31,7 +31,8 @@ class ScanLoads {
   static_assert(C::K / 4 <= 64, "two warps have all channels' decays");
 
   // This block's share of step i's operands, for the whole cluster, and its x.
-  // A and the decays come as soon as those of two steps before have been read.
+  // With output, A and the decays come as soon as those of the stage's last
+  // step have been read; else the decays come with B.
   __device__ void Load(int i) {
     const int stage = i % C::kStages;
     const uint32_t before = Parity<C::kStages>(i) ^ 1;
