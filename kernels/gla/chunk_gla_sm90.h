@@ -80,9 +80,8 @@ struct ScanArgs {
   const float* initial_state;  // [N, H, K, V]
   float* final_state;          // [N, H, K, V]
   // Stored states, one every StateChunks; null: not wanted. Forward: S before
-  // the chunks. Reverse: dS after them, as that chunk's dv is formed from it:
-  // times the segment's last chunk's `edge` (chunk_gla_sm90.cuh) unless
-  // HasOperands.
+  // the chunks. Reverse: dS after them, times `edge` (chunk_gla_sm90.cuh) of
+  // the last of them unless HasOperands: as that chunk's dv is formed from it.
   __nv_bfloat16* states;
   // The gates of every chunk added up, in powers of two, as
   // [2 SegmentSlots][H][K]; null: not wanted. Written by the forward pass where

@@ -161,7 +161,7 @@ cudaError_t LaunchScanForShape(const ScanArgs& args, cudaStream_t stream) {
 
 template <bool kReverse, bool kOutput>
 cudaError_t LaunchScanForGates(const ScanArgs& args, cudaStream_t stream) {
-  if (args.shape.K == 256) {
+  if (HasOperands(args.shape.K)) {
     return LaunchScan<ScanConfig<256, 512, kReverse, kOutput, void>>(args,
                                                                      stream);
   }

@@ -26,6 +26,7 @@ struct ScanConfig {
   // Blocks of a cluster, which share gated operands.
   static constexpr int kCluster = V >= 256 ? 2 : 1;
   static constexpr int kOwn = kSlabs / kCluster;  // slabs a block provides
+  // Where operands come gated, a stage without output holds half as much.
   static constexpr int kStages = !kGates && !kOutput        ? 4
                                  : kSlabs == 4 || kOwn == 2 ? 2
                                                             : 3;
