@@ -52,12 +52,17 @@ cudaError_t MakeTensorMap(const TensorMapArgs& args, CUtensorMap* map) {
       static_cast<cuuint64_t>(args.columns * DTypeBytes(args.dtype))};
   const cuuint32_t box[2] = {args.box_columns, args.box_rows};
   const cuuint32_t strides[2] = {1, 1};
+  CUtensorMapSwizzle swizzle = CU_TENSOR_MAP_SWIZZLE_NONE;
+  if (args.swizzled) {
+    swizzle = args.box_columns * DTypeBytes(args.dtype) == 64
+                  ? CU_TENSOR_MAP_SWIZZLE_64B
+                  : CU_TENSOR_MAP_SWIZZLE_128B;
+  }
   const auto make = [&] {
-    return encode(
-        map, MapType(args.dtype), 2, const_cast<void*>(args.data), sizes,
-        row_bytes, box, strides, CU_TENSOR_MAP_INTERLEAVE_NONE,
-        args.swizzled ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_NONE,
-        CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+    return encode(map, MapType(args.dtype), 2, const_cast<void*>(args.data),
+                  sizes, row_bytes, box, strides, CU_TENSOR_MAP_INTERLEAVE_NONE,
+                  swizzle, CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
+                  CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   };
   CUresult result = make();
   if (result == CUDA_ERROR_INVALID_CONTEXT) {

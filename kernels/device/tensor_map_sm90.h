@@ -12,8 +12,8 @@
 namespace gla {
 
 // A row-major [rows, columns] tensor and the box that one copy moves. `data`
-// and the bytes of a row are multiples of 16; `swizzled` boxes are 128 bytes
-// wide and land as slabs (wgmma_sm90.cuh).
+// and the bytes of a row are multiples of 16; `swizzled` boxes are 128 or 64
+// bytes wide and land as slabs or half slabs (wgmma_sm90.cuh).
 struct TensorMapArgs {
   const void* data;
   DType dtype;

@@ -6,6 +6,8 @@
 // XOR with r % 8 (the 128-byte swizzle of TMA and wgmma). A slab serves as an
 // operand both ways: contracted along its columns (kAlongColumns: its rows are
 // the operand's M or N) or along its rows (kAlongRows: its columns are M or N).
+// A half slab has 32 columns, 64 bytes a row; its pieces are permuted by XOR
+// with r / 2 % 4 (the 64-byte swizzle), and it serves along its columns.
 //
 // Accumulator of a 64 x 64 product, 32 floats a thread: with warp w and lane l
 // of the warpgroup, element [4 j + 2 i + e] is row 16 w + l / 4 + 8 i, column
@@ -19,7 +21,6 @@
 
 namespace gla {
 
-inline constexpr int kSlabRows = 64;
 inline constexpr int kSlabBytes = 64 * 128;
 
 enum class Contract { kAlongColumns = 0, kAlongRows = 1 };
@@ -48,7 +49,16 @@ __device__ inline uint64_t SlabDescriptor(uint32_t address) {
   return ((address & 0x3ffff) >> 4) | kLeading | kStride | kSwizzle128;
 }
 
-// The descriptor of the 16-deep step `step` (0..3) of a slab's contraction.
+// The same of a half slab, contracted along its columns: 512 bytes between
+// groups of 8 rows, 64-byte swizzle.
+__device__ inline uint64_t HalfSlabDescriptor(uint32_t address) {
+  constexpr uint64_t kStride = uint64_t{512 >> 4} << 32;
+  constexpr uint64_t kSwizzle64 = uint64_t{2} << 62;
+  return ((address & 0x3ffff) >> 4) | kStride | kSwizzle64;
+}
+
+// The descriptor of the 16-deep step `step` of a slab's contraction: 0..3, of
+// half a slab 0 or 1.
 template <Contract kContract>
 __device__ inline uint64_t StepDescriptor(uint64_t slab, int step) {
   constexpr int kBytes = kContract == Contract::kAlongColumns ? 32 : 2048;

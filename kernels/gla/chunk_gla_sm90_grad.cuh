@@ -18,17 +18,18 @@
 //
 //   warpgroups 0, 1 (main)  64 channels each; dq~ and dk^ of 128 tokens in
 //                           registers
-//   warpgroup 2 (scores)    loads do, v, S, D in half steps of 64 values,
-//                           (do, S) and (v, D); forms dA
+//   warpgroup 2 (scores)    loads do, v, S, D in steps of 32 values; forms dA
+//                           and <S, D>
 //   warpgroup 3 (gates)     loads q, k, g and gates them during the steps;
 //                           writes dq, dk, dg
 //
 // One block a multiprocessor takes item after item; do, v, S and D are loaded
-// ahead as far as there is room. Barriers:
-//   full, empty  of a stage, one half step: loaded; read by main and scores
+// ahead as far as there is room, but after an item's last step dA comes first.
+// Barriers:
+//   full, empty  of a stage, one step: loaded; read by main and scores
 //   raw_full     q, k, g of a chunk are there
-//   gated_full   q~, k^ and gates are in their place
-//   scored       dA is stored
+//   gated_full   q~, k^ and gates are in their place; the item is known
+//   scored       dA and <S, D> are stored
 //   finished     a chunk's dq, dk, dg are in the place of q~, k^ and gates
 #ifndef GLA_KERNELS_GLA_CHUNK_GLA_SM90_GRAD_CUH_
 #define GLA_KERNELS_GLA_CHUNK_GLA_SM90_GRAD_CUH_
@@ -79,41 +80,45 @@ cudaError_t MakeGradParams(const GradArgs& args, GradParams* params) {
   params->args = args;
   const ChunkGlaShape& s = args.shape;
   params->items = SegmentSlots(s) * s.H * C::kSlices;
-  const auto make = [&s](const void* data, DType dtype, int64_t columns,
-                         uint32_t rows, CUtensorMap* map) {
+  constexpr DType kBf16 = DType::kBFloat16;
+  const auto make = [&s](const void* data, int64_t columns, uint32_t box_rows,
+                         uint32_t box_columns, CUtensorMap* map) {
     return MakeTensorMap({.data = data,
-                          .dtype = dtype,
+                          .dtype = kBf16,
                           .rows = s.B * s.T,
-                          .columns = columns,
-                          .box_rows = rows,
-                          .box_columns = 64,
+                          .columns = s.H * columns,
+                          .box_rows = box_rows,
+                          .box_columns = box_columns,
                           .swizzled = true},
                          map);
   };
-  constexpr DType kBf16 = DType::kBFloat16;
-  const int64_t keys = s.H * C::K, values = s.H * C::V;
-  if (auto e = make(args.d_o, kBf16, values, kSegment, &params->d_o)) return e;
-  if (auto e = make(args.v, kBf16, values, kSegment, &params->v)) return e;
-  if (auto e = make(args.q, kBf16, keys, kChunk, &params->q)) return e;
-  if (auto e = make(args.k, kBf16, keys, kChunk, &params->k)) return e;
-  if (auto e = make(args.dq, kBf16, keys, kChunk, &params->dq)) return e;
-  if (auto e = make(args.dk, kBf16, keys, kChunk, &params->dk)) return e;
+  const auto make_values = [&make](const void* data, CUtensorMap* map) {
+    return make(data, C::V, kSegment, C::kValues, map);
+  };
+  const auto make_keys = [&make](const void* data, CUtensorMap* map) {
+    return make(data, C::K, kChunk, 64, map);
+  };
+  if (auto e = make_values(args.d_o, &params->d_o)) return e;
+  if (auto e = make_values(args.v, &params->v)) return e;
+  if (auto e = make_keys(args.q, &params->q)) return e;
+  if (auto e = make_keys(args.k, &params->k)) return e;
+  if (auto e = make_keys(args.dq, &params->dq)) return e;
+  if (auto e = make_keys(args.dk, &params->dk)) return e;
   const auto make_states = [&s](const void* data, CUtensorMap* map) {
-    return MakeTensorMap(
-        {.data = data,
-         .dtype = kBf16,
-         .rows = StateSlots(s) * s.H * (C::K / 64) * C::kSteps * kSlabRows,
-         .columns = 64,
-         .box_rows = kSlabRows,
-         .box_columns = 64,
-         .swizzled = false},
-        map);
+    return MakeTensorMap({.data = data,
+                          .dtype = kBf16,
+                          .rows = StateSlots(s) * s.H * (C::K / 64) * C::V,
+                          .columns = 64,
+                          .box_rows = C::kValues,
+                          .box_columns = 64,
+                          .swizzled = false},
+                         map);
   };
   if (auto e = make_states(args.states, &params->states)) return e;
   if (auto e = make_states(args.d_states, &params->d_states)) return e;
   if (s.gate_dtype != kBf16) return cudaSuccess;  // not moved as tensors
-  if (auto e = make(args.g, kBf16, keys, kChunk, &params->g)) return e;
-  return make(args.dg, kBf16, keys, kChunk, &params->d_g);
+  if (auto e = make_keys(args.g, &params->g)) return e;
+  return make_keys(args.dg, &params->d_g);
 }
 
 template <typename C>

@@ -26,52 +26,15 @@ __device__ inline Bf16Piece<kChannels> LogUnits(const float (&b)[kChannels]) {
   return piece;
 }
 
-// One of a pair of such integers, as a float.
-__device__ inline float UnitsOf(uint32_t pair, int i) {
+// e^b (if kInverse, e^-b) of one of a pair of such integers. The fma is exact:
+// all of it are multiples of 1 / kLogUnits below 2^15.
+template <bool kInverse>
+__device__ inline float DecayOfUnits(uint32_t pair, int i) {
   constexpr uint32_t kIntegers = 0x4b000000;  // 2^23: bits below are integers
-  return __uint_as_float(
-             __byte_perm(pair, kIntegers, i == 0 ? 0x7610 : 0x7632)) -
-         (1 << 23);
-}
-
-// Adds <S, D> of 64 values, from slabs of both. A warp has its 16 channels of
-// all rows: even lanes the first eight, odd ones the others; the rows of a
-// quarter of a warp lie in different banks.
-__device__ inline void AddSlabFlow(const uint8_t (&state)[kSlabBytes],
-                                   const uint8_t (&d_state)[kSlabBytes],
-                                   const GradThread& thread, float (&sums)[8]) {
-  const int group = thread.lane / 2;
-  const int row = group % 4 * 2 + group / 4 % 2 + group / 8 * 8;
-  const uint32_t offset = SlabOffset(row, 2 * thread.warp + thread.lane % 2);
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const uint4 x = LoadShared128(SharedAddress(state) + offset + i * 2048);
-    const uint4 y = LoadShared128(SharedAddress(d_state) + offset + i * 2048);
-    const uint32_t a[4] = {x.x, x.y, x.z, x.w};
-    const uint32_t b[4] = {y.x, y.y, y.z, y.w};
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      sums[2 * j] += LowFloat(a[j]) * LowFloat(b[j]);
-      sums[2 * j + 1] += HighFloat(a[j]) * HighFloat(b[j]);
-    }
-  }
-}
-
-// The sums of all lanes, as the flow of this thread's two channels.
-__device__ inline void SumSlabFlow(const GradThread& thread, float (&sums)[8],
-                                   float (&flow)[2]) {
-#pragma unroll
-  for (int j = 0; j < 8; ++j) {
-#pragma unroll
-    for (int distance = 2; distance < 32; distance *= 2) {
-      sums[j] += __shfl_xor_sync(0xffffffff, sums[j], distance);
-    }
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const float x = __shfl_sync(0xffffffff, sums[j], i);
-      if (thread.lane / 4 == j) flow[i] = x;
-    }
-  }
+  constexpr float kUnit = (kInverse ? 1 : -1) / kLogUnits;
+  return Exp2(fmaf(
+      __uint_as_float(__byte_perm(pair, kIntegers, i == 0 ? 0x7610 : 0x7632)),
+      kUnit, -(1 << 23) * kUnit));
 }
 
 // What a main warpgroup does with its accumulators of a chunk, kSize of dq~ and
@@ -214,12 +177,11 @@ class GradFinish {
     float term[2], dq[2], dk[2];
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const float units = UnitsOf(b, i);
       const float q_operand = i == 0 ? LowFloat(x) : HighFloat(x);
       const float k_operand = i == 0 ? LowFloat(y) : HighFloat(y);
       term[i] = q_operand * q[e + i] - k_operand * k[e + i];
-      dq[i] = q[e + i] * args_.scale * Exp2(-units / kLogUnits);
-      dk[i] = k[e + i] * Exp2(units / kLogUnits);
+      dq[i] = q[e + i] * args_.scale * DecayOfUnits<false>(b, i);
+      dk[i] = k[e + i] * DecayOfUnits<true>(b, i);
     }
     if (!kPlain && steep) {  // GradSteep has left them so.
       term[0] = __uint_as_float(__byte_perm(x, y, 0x1054));

@@ -24,15 +24,17 @@ class GradGates {
     for (int c = 0; c < kSegmentChunks && has_next; ++c) LoadRaw(next, c);
     for (int n = 0; has_next; ++n) {
       work_ = next;
+      has_next = items.Next(params_, &next);
       // A warp has 64 channels of a chunk.
       const int slab = warp_ / 2, chunk = warp_ % 2;
       Gates decay = {};
       if (work_.RowsOf(chunk) > 0) LoadDecay(slab, chunk, decay);
-      has_next = items.Next(params_, &next);
-      for (int c = 0; c < kSegmentChunks; ++c) {
-        BarrierWait(SharedAddress(&shared_.raw_full[c]), n & 1);
-      }
+      BarrierWait(SharedAddress(&shared_.raw_full[chunk]), n & 1);
       Gate(slab, chunk, decay);
+      if (IsLoader()) {
+        shared_.work = work_;
+        shared_.has_next = has_next;
+      }
       FenceAsyncProxy();
       BarrierArrive(SharedAddress(&shared_.gated_full));
       for (int c = kSegmentChunks - 1; c >= 0; --c) {

@@ -18,14 +18,16 @@ class GradMain {
         thread_{group, WarpOfGroup(), static_cast<int>(threadIdx.x % 32)} {}
 
   __device__ void Run() {
-    GradItems<C> items;
-    for (int n = 0; items.Next(params_, &work_); ++n) {
+    GradWork unused;  // the gate warpgroup's is what counts
+    bool has_work = GradItems<C>().Next(params_, &unused);
+    for (int n = 0; has_work; ++n) {
       float q[2][32] = {}, k[2][32] = {};
       float flow[2];
-      StateProducts(q, k, flow);
+      StateProducts(q, k);
+      thread_.lane = Opaque(thread_.lane);
       BarrierWait(SharedAddress(&shared_.gated_full), n & 1);
-      BarrierWait(SharedAddress(&shared_.scored), n & 1);
-      Within(q, k, flow);
+      has_work = shared_.has_next;
+      Within(n, q, k, flow);
       Finish(1, q[1], k[1], flow);
       Finish(0, q[0], k[0], flow);
     }
@@ -76,78 +78,66 @@ class GradMain {
 
   // --- From the stored states.
 
-  // q += S do^T, k += D v^T, flow = <S, D> of this thread's channels.
-  __device__ void StateProducts(float (&q)[2][32], float (&k)[2][32],
-                                float (&flow)[2]) {
-    float sums[8] = {};
+  // q += S do^T, k += D v^T.
+  __device__ void StateProducts(float (&q)[2][32], float (&k)[2][32]) {
 #pragma unroll 1
-    for (int step = 0; step < C::kSteps; ++step) {
-      WaitForStage(half_step_);
-      StartProduct(q);
-      if (step > 0) {
+    for (int i = 0; i < C::kSteps; ++i) {
+      const int index = step_ % C::kStages;
+      BarrierWait(SharedAddress(&shared_.full[index]), StepParity<C>(step_));
+      const auto& stage = shared_.stage[index];
+      WgmmaFence();
+      AddProduct(stage.state[thread_.group], stage.d_o, q);
+      AddProduct(stage.d_state[thread_.group], stage.v, k);
+      WgmmaCommit();
+      if (i > 0) {
         WgmmaWait<1>();
-        Release(half_step_ - 1);
+        Release(step_ - 1);
       }
-      WaitForStage(half_step_ + 1);
-      StartProduct(k, 1);
-      AddSlabFlow(
-          shared_.stage[half_step_ % C::kStages].state[thread_.group],
-          shared_.stage[(half_step_ + 1) % C::kStages].state[thread_.group],
-          thread_, sums);
-      WgmmaWait<1>();
-      Release(half_step_);
-      half_step_ += 2;
+      ++step_;
     }
     WgmmaWait<0>();
-    Release(half_step_ - 1);
+    Release(step_ - 1);
     TouchAll(q, k);
-    SumSlabFlow(thread_, sums, flow);
   }
 
-  __device__ void WaitForStage(int half_step) const {
-    BarrierWait(SharedAddress(&shared_.full[half_step % C::kStages]),
-                HalfStepParity<C>(half_step));
-  }
-  __device__ void Release(int half_step) {
+  __device__ void Release(int step) {
     __syncwarp();
     if (thread_.lane == 0) {
-      BarrierArrive(SharedAddress(&shared_.empty[half_step % C::kStages]));
+      BarrierArrive(SharedAddress(&shared_.empty[step % C::kStages]));
     }
   }
 
-  // Starts d += state rows^T of the stage of half step half_step_ + next.
-  __device__ void StartProduct(float (&d)[2][32], int next = 0) {
-    const auto& stage = shared_.stage[(half_step_ + next) % C::kStages];
-    const uint64_t state =
-        SlabDescriptor(SharedAddress(stage.state[thread_.group]));
-    const uint64_t rows = SlabDescriptor(SharedAddress(stage.rows));
-    WgmmaFence();
+  // Starts d += state rows^T of a step's values.
+  static __device__ void AddProduct(
+      const uint8_t (&state)[kSlabBytes / 2],
+      const uint8_t (&rows)[kSegmentChunks][kSlabBytes / 2],
+      float (&d)[2][32]) {
+    const uint64_t first = SlabDescriptor(SharedAddress(state));
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const uint64_t a = StepDescriptor<kRows>(state, i);
-      Wgmma<kRows, kColumns>(d[0], a, StepDescriptor<kColumns>(rows, i), true);
-      Wgmma<kRows, kColumns>(
-          d[1], a, StepDescriptor<kColumns>(rows + kNextSlab, i), true);
+    for (int i = 0; i < C::kValues / 16; ++i) {
+      const uint64_t a = StepDescriptor<kRows>(first, i);
+#pragma unroll
+      for (int c = 0; c < kSegmentChunks; ++c) {
+        const uint64_t b = HalfSlabDescriptor(SharedAddress(rows[c]));
+        Wgmma<kRows, kColumns>(d[c], a, StepDescriptor<kColumns>(b, i), true);
+      }
     }
-    WgmmaCommit();
   }
 
   // --- Within the segment.
 
-  // From state products to dq~ and dk^ of both chunks, and from <S, D> to the
-  // flow out of the segment.
-  __device__ void Within(float (&q)[2][32], float (&k)[2][32],
+  // From state products to dq~ and dk^ of both chunks of item n, and the flow
+  // out of the segment.
+  __device__ void Within(int n, float (&q)[2][32], float (&k)[2][32],
                          float (&flow)[2]) {
     // If there is no chunk 1, D has been scaled for chunk 0, or will be.
-    const bool both = work_.rows > kChunk;
+    const bool both = shared_.work.rows > kChunk;
     // Decays are loaded anew wherever they are used: registers are short.
     Scale(q[1], LoadDecay(0).mid);
     if constexpr (C::kHasEdge) {
       Scale(k[0], LoadDecay(1).mid);
     } else {
       const Decay last = LoadDecay(both ? 1 : 0);
-      flow[0] *= last.edge[0];
-      flow[1] *= last.edge[1];
       Scale(k[1], last.edge);
       const float all[2] = {both ? last.all[0] : last.edge[0],
                             both ? last.all[1] : last.edge[1]};
@@ -156,11 +146,16 @@ class GradMain {
     float early[2], late[2];
     KeyFlow(0, k[0], early);
     KeyFlow(1, k[1], late);
+    BarrierWait(SharedAddress(&shared_.scored), n & 1);
     {
       const Decay first = LoadDecay(0), second = LoadDecay(1);
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        flow[i] *= both ? first.all[i] * second.mid[i] : first.mid[i];
+        // D has its edge, or gets it here.
+        const float edge = both ? second.edge[i] : first.edge[i];
+        const float decay = both ? first.all[i] * second.mid[i] : first.mid[i];
+        flow[i] = shared_.flow[thread_.group * 64 + thread_.Channel(i)] *
+                  (C::kHasEdge ? 1 : edge) * decay;
         flow[i] += (both ? first.edge[i] : 1) * early[i] + late[i];
       }
     }
@@ -263,9 +258,9 @@ class GradMain {
   __device__ GradChunk Chunk(int c) {
     auto& gated = Gated();
     const int64_t H = params_.args.shape.H;
-    return {.first = work_.KeyOffset<C>(H, thread_.group, c),
+    return {.first = shared_.work.template KeyOffset<C>(H, thread_.group, c),
             .stride = H * C::K,
-            .rows = work_.RowsOf(c),
+            .rows = shared_.work.RowsOf(c),
             .d_a = shared_.d_a[2 * c],
             .q = gated.q[c],
             .k = gated.k[c],
@@ -274,9 +269,8 @@ class GradMain {
 
   const GradParams& params_;
   GradShared<C>& shared_;
-  const GradThread thread_;
-  GradWork work_;
-  int half_step_ = 0;
+  GradThread thread_;
+  int step_ = 0;  // of all items
 };
 
 }  // namespace gla::internal

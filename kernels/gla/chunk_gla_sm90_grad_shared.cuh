@@ -18,7 +18,8 @@ struct GradConfig {
   using Gate = GateT;
   static constexpr int kMains = 2;  // main warpgroups
   static constexpr int kSlices = K / (64 * kMains);
-  static constexpr int kSteps = V / 64;
+  static constexpr int kValues = 32;  // of a step
+  static constexpr int kSteps = V / kValues;
   // Whether the stored dS has been scaled by its chunk's edge.
   static constexpr bool kHasEdge = !HasOperands(K);
   static constexpr int kStages = 3;
@@ -27,17 +28,18 @@ struct GradConfig {
   static constexpr int kMainRegisters = 160;
   static constexpr int kScoreRegisters = 128;
   static constexpr int kGateRegisters = 56;
-  // Then dA of an item is only stored when the main warpgroups are done with
-  // that of the item before: the last stages have passed through their hands.
-  static_assert(2 * kSteps > kStages);
+  // Then dA and <S, D> of an item are only stored when the main warpgroups are
+  // done with those of the item before: the last stages have passed through
+  // their hands.
+  static_assert(kSteps > kStages);
 };
 
 struct GradParams {
   GradArgs args;
   int items;
-  CUtensorMap d_o, v;                // [B T, H V]; boxes 128 x 64
+  CUtensorMap d_o, v;                // [B T, H V]; boxes 128 x kValues
   CUtensorMap q, k, g, dq, dk, d_g;  // [B T, H K]; boxes 64 x 64
-  CUtensorMap states, d_states;      // [., 64]; boxes of a slab
+  CUtensorMap states, d_states;      // [., 64]; boxes of kValues rows
 };
 
 // A slice of 64 kMains channels of a segment of a head.
@@ -94,20 +96,27 @@ class GradItems {
   int item_;
 };
 
-// A half step (GradShared::Stage) of a block's items.
+// A step (GradShared::Stage) of a block's items. The next item is looked for
+// half way through an item.
 template <typename C>
 struct GradCursor {
   GradItems<C> items;
-  GradWork work;
-  int half = 2 * C::kSteps - 1;  // of the item's 2 kSteps
+  GradWork work, next;
+  bool has_next;
+  int step = C::kSteps - 1;  // of the item's kSteps
+
+  __device__ explicit GradCursor(const GradParams& params)
+      : has_next(items.Next(params, &next)) {}
 
   __device__ bool Next(const GradParams& params) {
-    if (half + 1 < 2 * C::kSteps) {
-      ++half;
+    if (step + 1 < C::kSteps) {
+      ++step;
+      if (step == C::kSteps / 2) has_next = items.Next(params, &next);
       return true;
     }
-    if (!items.Next(params, &work)) return false;
-    half = 0;
+    if (!has_next) return false;
+    work = next;
+    step = 0;
     return true;
   }
 };
@@ -119,16 +128,21 @@ struct GradShared {
     uint8_t k[kSegmentChunks][kSlabBytes];  // k^, then dk
     uint8_t b[kSegmentChunks][kSlabBytes];  // kLogUnits, then dg
   };
-  // Half of a step of 64 values: do and S, or v and D.
+  // A step of kValues values. States are rows of their slabs.
   struct Stage {
-    uint8_t rows[kSegmentChunks][kSlabBytes];
-    uint8_t state[C::kMains][kSlabBytes];
+    uint8_t d_o[kSegmentChunks][kSlabBytes / 2];  // half slabs
+    uint8_t v[kSegmentChunks][kSlabBytes / 2];
+    uint8_t state[C::kMains][kSlabBytes / 2];
+    uint8_t d_state[C::kMains][kSlabBytes / 2];
   };
   Gated gated[C::kMains];
   // dA of chunks (0, 0), (1, 0), (1, 1), rows are queries.
   uint8_t d_a[3][kSlabBytes];
   Stage stage[C::kStages];
   float log_decay[kSegmentChunks][C::kMains * 64];  // B
+  float flow[C::kMains * 64];                       // <S, D>
+  GradWork work;                                    // the item that is gated
+  bool has_next;  // whether the block has another
   int32_t any_steep[C::kMains][kSegmentChunks];
   SteepChannels steep[C::kMains];
   uint64_t full[C::kStages];
@@ -138,14 +152,22 @@ struct GradShared {
   GradCursor<C> loads;  // of the thread that loads stages
 };
 
+// A number that the compiler does not know. What it derives from one that it
+// knows it finds ahead, for all items, and keeps in local memory, which has
+// long left the cache when it is needed.
+__device__ inline int Opaque(int i) {
+  asm volatile("" : "+r"(i));
+  return i;
+}
+
 // Named barriers.
 inline constexpr int kGradGateBarrier = 1;
 inline constexpr int kGradMainBarrier = 2;  // and 3: one a main warpgroup
 
-// Half steps are counted over all items.
+// Steps are counted over all items.
 template <typename C>
-__device__ uint32_t HalfStepParity(int half_step) {
-  return half_step / C::kStages & 1;
+__device__ uint32_t StepParity(int step) {
+  return step / C::kStages & 1;
 }
 
 }  // namespace gla::internal
