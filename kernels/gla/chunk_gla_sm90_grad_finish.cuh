@@ -37,6 +37,20 @@ __device__ inline float DecayOfUnits(uint32_t pair, int i) {
       kUnit, -(1 << 23) * kUnit));
 }
 
+// sums += x y, of eight neighbouring bf16 numbers each at two shared addresses.
+__device__ inline void AddProducts(uint32_t x_address, uint32_t y_address,
+                                   float (&sums)[8]) {
+  const uint4 x = LoadShared128(x_address);
+  const uint4 y = LoadShared128(y_address);
+  const uint32_t a[4] = {x.x, x.y, x.z, x.w};
+  const uint32_t b[4] = {y.x, y.y, y.z, y.w};
+#pragma unroll
+  for (int j = 0; j < 4; ++j) {
+    sums[2 * j] += LowFloat(a[j]) * LowFloat(b[j]);
+    sums[2 * j + 1] += HighFloat(a[j]) * HighFloat(b[j]);
+  }
+}
+
 // What a main warpgroup does with its accumulators of a chunk, kSize of dq~ and
 // kSize of dk^ a thread. The results take the places of q~, k^ and the gates
 // (dg of 32-bit gates is stored).

@@ -109,15 +109,7 @@ class GradScores {
     const uint32_t d_state = SharedAddress(stage.d_state[slab]) + offset;
 #pragma unroll
     for (int i = 0; i < C::kValues / 8; ++i) {
-      const uint4 x = LoadShared128(state + i * 1024);
-      const uint4 y = LoadShared128(d_state + i * 1024);
-      const uint32_t a[4] = {x.x, x.y, x.z, x.w};
-      const uint32_t b[4] = {y.x, y.y, y.z, y.w};
-#pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        flow[2 * j] += LowFloat(a[j]) * LowFloat(b[j]);
-        flow[2 * j + 1] += HighFloat(a[j]) * HighFloat(b[j]);
-      }
+      AddProducts(state + i * 1024, d_state + i * 1024, flow);
     }
   }
   // Adds up the rows, and halves the channels of a lane with each step.
