@@ -31,6 +31,7 @@
 //   gated_full   q~, k^ and gates are in their place; the item is known
 //   scored       dA and <S, D> are stored
 //   finished     a chunk's dq, dk, dg are in the place of q~, k^ and gates
+//                (and of chunk 0: dA and <S, D> have been read)
 #ifndef GLA_KERNELS_GLA_CHUNK_GLA_SM90_GRAD_CUH_
 #define GLA_KERNELS_GLA_CHUNK_GLA_SM90_GRAD_CUH_
 

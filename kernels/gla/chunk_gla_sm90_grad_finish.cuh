@@ -101,17 +101,16 @@ class GradFinish {
         float& first = term[4 * j + 2 * i];
         float& second = term[4 * j + 2 * i + 1];
         first += second;
-        // The sum over the pairs of later lanes of the quad.
-        const int lane = thread_.lane % 4;
-        float later = __shfl_down_sync(0xffffffff, first, 1, 4);
-        if (lane == 3) later = 0;
-        const float last = __shfl_down_sync(0xffffffff, first + later, 2, 4);
-        if (lane < 2) later += last;
-        const float all =
-            __shfl_sync(0xffffffff, first + later, thread_.lane & ~3);
-        first += later + flow[i];
-        second += later + flow[i];
-        flow[i] += all;
+        // Of the lane beside this one, of both, of the quad's other two.
+        const float beside = __shfl_xor_sync(0xffffffff, first, 1);
+        const float both = first + beside;
+        const float others = __shfl_xor_sync(0xffffffff, both, 2);
+        float later = flow[i];
+        if (thread_.lane % 2 == 0) later += beside;
+        if (thread_.lane % 4 < 2) later += others;
+        first += later;
+        second += later;
+        flow[i] += both + others;
       }
     }
   }

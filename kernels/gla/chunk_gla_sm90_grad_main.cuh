@@ -28,8 +28,13 @@ class GradMain {
       BarrierWait(SharedAddress(&shared_.gated_full), n & 1);
       has_work = shared_.has_next;
       Within(n, q, k, flow);
-      Finish(1, q[1], k[1], flow);
-      Finish(0, q[0], k[0], flow);
+      // One copy of the code: two do not stay in the instruction cache.
+#pragma unroll 1
+      for (int c = kSegmentChunks - 1; c >= 0; --c) {
+        Finish(c, q[1], k[1], flow);
+        Copy(q[0], q[1]);
+        Copy(k[0], k[1]);
+      }
     }
   }
 
@@ -69,6 +74,11 @@ class GradMain {
       decay.mid[i] = steep ? all : 1;
     }
     return decay;
+  }
+
+  static __device__ void Copy(const float (&from)[32], float (&to)[32]) {
+#pragma unroll
+    for (int e = 0; e < 32; ++e) to[e] = from[e];
   }
 
   static __device__ void Scale(float (&d)[32], const float (&factor)[2]) {

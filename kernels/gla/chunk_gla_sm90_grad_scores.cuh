@@ -21,13 +21,16 @@ class GradScores {
     for (int i = 0; i + 1 < C::kStages; ++i) LoadNext();
     GradItems<C> items;
     GradWork work;
-    while (items.Next(params_, &work)) {
+    for (int n = 0; items.Next(params_, &work); ++n) {
       float d_a[3][32] = {};  // as GradShared has them
       float flow[8] = {};
 #pragma unroll 1
       for (int step = 0; step < C::kSteps; ++step) {
         AddStep(step + 1 == C::kSteps, d_a, flow);
       }
+      // The main warpgroups are done with those of the item before.
+      BarrierWait(SharedAddress(&shared_.finished[0]), (n & 1) ^ 1);
+      StoreFlow(flow);
       Store(work.rows, d_a[0], 0, 0);
       Store(work.rows, d_a[1], 1, 0);
       Store(work.rows, d_a[2], 1, 1);
@@ -89,7 +92,6 @@ class GradScores {
     WgmmaCommit();
     if (!is_last) LoadNext();
     AddFlow(stage, flow);
-    if (is_last) StoreFlow(flow);
     WgmmaWait<0>();
     Touch(d_a[0]);
     Touch(d_a[1]);

@@ -28,10 +28,6 @@ struct GradConfig {
   static constexpr int kMainRegisters = 160;
   static constexpr int kScoreRegisters = 128;
   static constexpr int kGateRegisters = 56;
-  // Then dA and <S, D> of an item are only stored when the main warpgroups are
-  // done with those of the item before: the last stages have passed through
-  // their hands.
-  static_assert(kSteps > kStages);
 };
 
 struct GradParams {
