@@ -69,6 +69,15 @@ __device__ inline uint32_t ClusterRank() {
   asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
   return rank;
 }
+// The cluster's blocks have come here; orders nothing. Between
+// BarrierInitFence, then __syncthreads, and the first use of another block's
+// barriers.
+__device__ inline void ClusterStart() {
+  asm volatile(
+      "barrier.cluster.arrive.relaxed.aligned;\n"
+      "barrier.cluster.wait.acquire.aligned;" ::
+          : "memory");
+}
 __device__ inline void ClusterSync() {
   asm volatile(
       "barrier.cluster.arrive.release.aligned;\n"
@@ -124,6 +133,10 @@ __device__ inline void BulkStore(void* to, uint32_t from, uint32_t bytes) {
 
 // --- Tensor copies (TMA) ----------------------------------------------------
 
+// Starts to bring a tensor map to where tensor copies read it.
+__device__ inline void PrefetchMap(const CUtensorMap* map) {
+  asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
+}
 // Starts the load of a tensor map's box whose first element is (column, row);
 // its bytes are counted on `barrier`. Elements outside the tensor become zeros.
 __device__ inline void TensorLoad(uint32_t to, const CUtensorMap* map,
@@ -148,14 +161,10 @@ __device__ inline void TensorStoreCommit() {
   asm volatile("cp.async.bulk.commit_group;" ::: "memory");
 }
 // Waits until this thread's stores have read their shared memory, but for those
-// of the last kPending groups.
+// of the last kPending groups. A kernel is not over before they have written.
 template <int kPending = 0>
 __device__ inline void TensorStoreWaitRead() {
   asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(kPending) : "memory");
-}
-// Waits until all this thread's stores are done.
-__device__ inline void TensorStoreWait() {
-  asm volatile("cp.async.bulk.wait_group 0;" ::: "memory");
 }
 
 // --- Registers --------------------------------------------------------------

@@ -36,7 +36,7 @@ class BackwardGates {
       Store(i);
       LoadRaw(i + 2);
     }
-    if (IsLoader()) TensorStoreWait();
+    if (IsLoader()) TensorStoreWaitRead();
   }
 
  private:

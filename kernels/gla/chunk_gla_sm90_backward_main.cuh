@@ -33,7 +33,7 @@ class BackwardMain : StateTile<C> {
 #pragma unroll 1
     for (int i = 0; i < work_.chunks; ++i) Step(i);
     Tile::StoreState();
-    if (IsStorer()) TensorStoreWait();
+    if (IsStorer()) TensorStoreWaitRead();
   }
 
  private:

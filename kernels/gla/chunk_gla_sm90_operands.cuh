@@ -160,7 +160,7 @@ class OperandKernelRoles {
       TensorStoreWaitRead<1>();
       Load(loads);
     }
-    TensorStoreWait();
+    TensorStoreWaitRead();
   }
 
   // --- Gates.

@@ -62,7 +62,11 @@ __global__ void __cluster_dims__(C::kCluster) __launch_bounds__(C::kThreads, 1)
   extern __shared__ __align__(1024) uint8_t dynamic[];
   auto& shared = *reinterpret_cast<ScanShared<C>*>(dynamic);
   const ScanWork work = FindWork<C>(params.args);
-  if (threadIdx.x == 0) {
+  const int rank = C::kCluster > 1 ? ClusterRank() : 0;
+  const int warp = __shfl_sync(0xffffffff, threadIdx.x / 32, 0);
+  if (threadIdx.x == C::kLoader) {
+    PrefetchMap(&params.x);
+    if (C::kOutput) PrefetchMap(&params.y);
     for (int s = 0; s < C::kStages; ++s) {
       BarrierInit(SharedAddress(&shared.full[s]), C::kFullArrivals);
       BarrierInit(SharedAddress(&shared.a_empty[s]), 8 * C::kCluster);
@@ -77,24 +81,26 @@ __global__ void __cluster_dims__(C::kCluster) __launch_bounds__(C::kThreads, 1)
       BarrierInit(SharedAddress(&shared.raw_full[r]), 1);
     }
     BarrierInitFence();
+    if constexpr (C::kGates) {
+      ScanGates<C>(params, work, shared, rank, warp).StartLoads();
+    }
   }
   __syncthreads();
-  if (C::kCluster > 1) ClusterSync();
-  const int rank = C::kCluster > 1 ? ClusterRank() : 0;
-  const int group = __shfl_sync(0xffffffff, threadIdx.x / 128, 0);
-  if (group < 2) {
+  if (C::kCluster > 1) ClusterStart();
+  if (warp < 8) {
     RaiseRegisters<C::kStateRegisters>();
-    ScanState<C>(params, work, shared, group).Run();
+    ScanState<C>(params, work, shared, warp / 4).Run();
   } else {
     LowerRegisters<C::kOtherRegisters>();
     if constexpr (C::kGates) {
-      ScanGates<C>(params, work, shared, rank).Run();
+      ScanGates<C>(params, work, shared, rank, warp).Run();
     } else {
       ScanLoads<C>(params, work, shared, rank).Run();
     }
   }
-  // Shared memory must outlive the others' copies and arrivals.
-  if (C::kCluster > 1) ClusterSync();
+  // Shared memory must outlive the copies to the other block and its arrivals.
+  // (Without gates there are no such copies, and what arrives is waited for.)
+  if (C::kCluster > 1 && C::kGates) ClusterSync();
 }
 
 template <typename C>

@@ -10,22 +10,28 @@ namespace gla::internal {
 template <typename C>
 class ScanGates {
  public:
+  // Of a block's warp `warp`, as all its lanes know it.
   __device__ ScanGates(const ScanParams& params, const ScanWork& work,
-                       ScanShared<C>& shared, int rank)
+                       ScanShared<C>& shared, int rank, int warp)
       : params_(params),
         args_(params.args),
         work_(work),
         shared_(shared),
         gates_(shared.gates),
-        warp_(__shfl_sync(0xffffffff, threadIdx.x / 32 % C::kGateWarps, 0)),
+        warp_(warp % C::kGateWarps),
         rank_(rank),
         own_(warp_ / kSlabWarps),
         first_row_((warp_ % kSlabWarps * kRowGroups + Lane() / kLanes) *
                    kRows) {}
 
-  __device__ void Run() {
+  // The first loads, which are into this block only.
+  __device__ void StartLoads() {
     for (int i = 0; i < 2; ++i) LoadGates(i);
     for (int i = 0; i < C::kRaws; ++i) LoadRaw(i);
+  }
+
+  // After StartLoads.
+  __device__ void Run() {
 #pragma unroll 1
     for (int i = 0; i < work_.chunks; ++i) Step(i);
     if (!C::kOutput && first_row_ == 0) StorePieceDecay();
@@ -95,9 +101,7 @@ class ScanGates {
   __device__ int Channel() const { return Lane() % kLanes * kChannels; }
   __device__ int OwnSlab(int j) const { return rank_ * C::kOwn + j; }
   // The thread that starts loads.
-  __device__ bool IsLoader() const {
-    return warp_ == C::kGateWarps - 1 && Lane() == 0;
-  }
+  __device__ bool IsLoader() const { return threadIdx.x == C::kLoader; }
 
   // Starts the loads of step i's gates of the own slabs.
   __device__ void LoadGates(int i) {

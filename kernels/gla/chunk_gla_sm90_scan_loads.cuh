@@ -17,7 +17,7 @@ class ScanLoads {
 
   __device__ void Run() {
     const int thread = threadIdx.x % 128;
-    if (thread == 0) {
+    if (threadIdx.x == C::kLoader) {
 #pragma unroll 1
       for (int i = 0; i < work_.chunks; ++i) Load(i);
     }
@@ -96,7 +96,7 @@ class ScanLoads {
         product[c] *= decay.mid[row][column];
       }
       __syncwarp();
-      if (thread % 32 < C::kCluster) {
+      if (thread % 32 < C::kCluster && i + C::kStages < work_.chunks) {
         ClusterBarrierArrive(
             ClusterAddress(SharedAddress(&shared_.empty[stage]), thread % 32));
       }

@@ -34,7 +34,7 @@ class ScanState : StateTile<C> {
       WgmmaWait<0>();
     }
     StoreState();
-    if (C::kOutput && warp_ == 0 && lane_ == 0) TensorStoreWait();
+    if (C::kOutput && warp_ == 0 && lane_ == 0) TensorStoreWaitRead();
   }
 
  private:
@@ -108,14 +108,15 @@ class ScanState : StateTile<C> {
       if constexpr (C::kGates) {
         if (lane_ == 0) BarrierArrive(SharedAddress(&shared_.scores_empty));
       } else {
-        TellCluster(&shared_.a_empty[stage]);
+        TellLoader(i, &shared_.a_empty[stage]);
       }
       StoreY(chunk, x_slab, y);
     } else if constexpr (C::kOutput && !C::kGates) {
-      TellCluster(&shared_.a_empty[stage]);
+      __syncwarp();
+      TellLoader(i, &shared_.a_empty[stage]);
     }
     FinishUpdate<kOutput ? kScoreGroups : 0>(C::kReverse ? i + 1 : i);
-    Release(stage);
+    Release(i);
   }
 
   __device__ void WaitFull(int i) {
@@ -317,14 +318,16 @@ class ScanState : StateTile<C> {
     }
   }
 
-  __device__ void Release(int stage) {
+  __device__ void Release(int i) {
     if (C::kOutput && warp_ == 0 && lane_ == 0) TensorStoreWaitRead();
     __syncwarp();
-    TellCluster(&shared_.empty[stage]);
+    TellLoader(i, &shared_.empty[i % C::kStages]);
   }
 
-  // Arrives, as a warp, on a barrier in all blocks of the cluster.
-  __device__ void TellCluster(uint64_t* barrier) {
+  // Arrives after step i, as a warp, on a barrier in all blocks of the cluster;
+  // but not if no later step waits for it: then the other block may be gone.
+  __device__ void TellLoader(int i, uint64_t* barrier) {
+    if (i + C::kStages >= work_.chunks) return;
     const uint32_t address = SharedAddress(barrier);
     if constexpr (C::kCluster == 1) {
       if (lane_ == 0) BarrierArrive(address);
