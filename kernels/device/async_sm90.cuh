@@ -39,9 +39,7 @@ __device__ inline void BarrierWait(uint32_t barrier, uint32_t parity) {
       "{\n.reg .pred p;\n"
       "wait:\n"
       "mbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\n"
-      "@p bra done;\n"
-      "bra wait;\n"
-      "done:\n}\n" ::"r"(barrier),
+      "@!p bra wait;\n}\n" ::"r"(barrier),
       "r"(parity)
       : "memory");
 }

@@ -116,14 +116,15 @@ cudaError_t TunedFwd(const ChunkGlaFwdCudaArgs& args, cudaStream_t stream) {
     void* const operands =
         saved.operands != nullptr ? saved.operands : w.operands;
     scan.operands = operands;
-    const OperandArgs gate = {.shape = args.shape,
-                              .scale = args.scale,
-                              .q = scan.q,
-                              .k = scan.k,
-                              .g = scan.g,
-                              .cu_seqlens = args.cu_seqlens,
-                              .operands = operands,
-                              .log_decays = saved.log_decays};
+    const OperandArgs gate = {
+        .shape = args.shape,
+        .scale = args.scale,
+        .q = scan.q,
+        .k = scan.k,
+        .g = scan.g,
+        .cu_seqlens = args.cu_seqlens,
+        .operands = operands,
+        .log_decays = saved.log_decays};
     if (cudaError_t error = GateChunks(gate, stream)) return error;
   }
   if (auto e = StartPieces(scan, /*reverse=*/false, stream)) return e;
@@ -172,15 +173,13 @@ cudaError_t TunedBwd(const ChunkGlaBwdCudaArgs& args, cudaStream_t stream) {
 }
 
 // before[p + 1] = decay[p] before[p] + end[p]. A thread has four elements of a
-// state: channels k and k + 1 of values v and v + 8.
+// state, channels k and k + 1 of values v and v + 8, of head blockIdx.y.
 __global__ void ChainKernel(float* states, const float* decays,
-                            const float* initial_state, int64_t heads,
-                            int pieces, int K, int V, bool reverse) {
-  const int64_t place = blockIdx.x * int64_t{blockDim.x} + threadIdx.x;
+                            const float* initial_state, int pieces, int K,
+                            int V, bool reverse) {
   const int quads = K * V / 4;
-  if (place >= heads * quads) return;
-  const int64_t head = place / quads;
-  const int quad = place % quads;
+  const int64_t head = blockIdx.y;
+  const int quad = blockIdx.x * blockDim.x + threadIdx.x;
   const int thread = quad % 128, columns = quad / 128 % (K / 8);
   const int k = columns * 8 + thread % 4 * 2;
   const int v = quad / (16 * K) * 64 + thread / 32 * 16 + thread % 32 / 4;
@@ -237,13 +236,12 @@ int64_t SegmentSlots(const ChunkGlaShape& s) {
 
 cudaError_t ChainPieces(const ScanArgs& args, bool reverse,
                         cudaStream_t stream) {
-  constexpr int kThreads = 256;
+  constexpr int kThreads = 256;  // divides all K V / 4
   const ChunkGlaShape& s = args.shape;
-  const int64_t heads = s.N * s.H;
-  const int64_t blocks = CeilDiv(heads * s.K * s.V / 4, kThreads);
+  const dim3 blocks(s.K * s.V / 4 / kThreads, s.N * s.H);
   ChainKernel<<<blocks, kThreads, 0, stream>>>(
-      args.piece_states, args.piece_decays, args.initial_state, heads,
-      args.pieces, s.K, s.V, reverse);
+      args.piece_states, args.piece_decays, args.initial_state, args.pieces,
+      s.K, s.V, reverse);
   return cudaGetLastError();
 }
 

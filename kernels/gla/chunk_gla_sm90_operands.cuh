@@ -42,7 +42,7 @@ struct OperandConfig {
 
 struct OperandParams {
   OperandArgs args;
-  int64_t items;
+  int items;
   CUtensorMap q, k, g;  // [B T, H K]; boxes 64 x 64
 };
 
@@ -87,7 +87,7 @@ class OperandUnits {
     unit = 0;
     ++items;
     while (item_ < params_.items) {
-      const int64_t item = item_;
+      const int item = item_;
       item_ += gridDim.x;
       if (Find(item)) return true;
     }
@@ -106,12 +106,13 @@ class OperandUnits {
   int64_t output;  // the index of the item's operands
 
  private:
-  __device__ bool Find(int64_t item) {
+  __device__ bool Find(int item) {
     const ChunkGlaShape& s = params_.args.shape;
     const int32_t* const cu_seqlens = params_.args.cu_seqlens;
+    const int H = s.H;
     output = item;
-    h = item % s.H;
-    const int64_t chunk = item / s.H;
+    h = item % H;
+    const int chunk = item / H;
     const int n =
         FindSequenceOfSegment(cu_seqlens, s.T, s.N, chunk / kSegmentChunks);
     const SequenceRows sequence = FindSequence(cu_seqlens, s.T, n);
@@ -123,7 +124,7 @@ class OperandUnits {
   }
 
   const OperandParams& params_;
-  int64_t item_;
+  int item_;
 };
 
 template <typename C>
@@ -454,7 +455,7 @@ cudaError_t LaunchOperands(const OperandArgs& args, cudaStream_t stream) {
           kBytes)) {
     return error;
   }
-  const int64_t blocks = std::min(params.items, kMultiprocessors);
+  const int64_t blocks = std::min<int64_t>(params.items, kMultiprocessors);
   OperandKernel<C><<<blocks, C::kThreads, kBytes, stream>>>(params);
   return cudaGetLastError();
 }
