@@ -28,6 +28,9 @@ _NVCC_FLAGS = [
     "-lineinfo",
     "--Werror=all-warnings",
     "-Xcompiler=-march=x86-64-v3,-fPIC,-Wall,-Wextra,-Werror",
+    # Else in /tmp, under names made of the process ID: sandboxes share the one
+    # and repeat the other, so actions side by side take each other's away.
+    "--objdir-as-tempdir",
 ]
 
 def if_cuda(then, otherwise = []):
