@@ -202,6 +202,12 @@ __device__ inline float Dot(const Bf16Piece<kChannels>& x,
   return sum;
 }
 
+// Whether a lane is one of the kRows of kLanes that store in StoreRowSums.
+template <int kLanes, int kRows>
+__device__ inline bool HasRowSum() {
+  return threadIdx.x % (kLanes / kRows) == 0;
+}
+
 // Adds up each of a lane's kRows rows over the kLanes lanes that have the same
 // rows, and stores the sums at to[row].
 template <int kLanes, int kRows>
@@ -226,7 +232,7 @@ __device__ inline void StoreRowSums(float (&sums)[kRows], float* to) {
   for (distance /= 2; distance >= 1; distance /= 2) {
     sums[0] += __shfl_xor_sync(0xffffffff, sums[0], distance);
   }
-  if (lane % (kLanes / kRows) == 0) to[row] = sums[0];
+  if (HasRowSum<kLanes, kRows>()) to[row] = sums[0];
 }
 
 template <int kChannels>

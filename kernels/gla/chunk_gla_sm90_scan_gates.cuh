@@ -89,7 +89,9 @@ class ScanGates {
       GateRows<false>(i, before, all);
     }
     FenceAsyncProxy();
-    if (first_row_ == 0) BarrierArrive(SharedAddress(&shared_.full[stage]));
+    if (first_row_ == 0 || HasRowSum<kLanes, kRows>()) {
+      BarrierArrive(SharedAddress(&shared_.full[stage]));
+    }
     NamedBarrier(kGateBarrier, 32 * C::kGateWarps);
     Publish(stage, HasOutput(i));
     LoadGates(i + 2);

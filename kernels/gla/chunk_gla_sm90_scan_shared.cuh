@@ -40,9 +40,11 @@ struct ScanConfig {
   // Registers of a thread; the warpgroups share 512, or 504 if they are three.
   static constexpr int kStateRegisters = kGates ? 168 : 232;
   static constexpr int kOtherRegisters = kGates ? 88 : 40;
-  // Arrivals on `full`: of the thread that loads or copies, and of the lanes
-  // that stored decays.
-  static constexpr int kFullArrivals = kGates ? 1 + 16 * kOwn : 1;
+  // Arrivals on `full`: of the thread that loads or copies; and, of a slab that
+  // is gated here, of the 16 lanes that store decays and the 64 that store own
+  // scores. 4 kOwn lanes do both.
+  static constexpr int kFullArrivals =
+      1 + (kGates ? kOwn * (80 - 4 * kOwn) : 0);
   // Arrivals on a stage's `empty` from a block: its state warps, and without
   // output the two that add up decays.
   static constexpr int kUsers = kGates || kOutput ? 8 : 10;
