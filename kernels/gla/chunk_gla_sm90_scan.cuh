@@ -27,8 +27,8 @@
 // catches up) there is neither A nor scores.
 //
 // Stages hold {A, B, x, edge, mid}, perhaps scores. Barriers, of a stage:
-//   full      A, B, edge, mid are there: stored by this block's gate warps, and
-//             what the other block sends has arrived. Or mid is loaded, and
+//   full      A, B, edge, mid, own scores are there: stored by this block's
+//             gate warps, and what the other block sends. Or mid is loaded, and
 //             with output A, scores and what rounding left out of them
 //   x_full    x is there, and B if it is loaded
 //   empty     all that use it in the cluster are done with the stage
@@ -98,8 +98,9 @@ __global__ void __cluster_dims__(C::kCluster) __launch_bounds__(C::kThreads, 1)
       ScanLoads<C>(params, work, shared, rank).Run();
     }
   }
-  // Shared memory must outlive the copies to the other block and its arrivals.
-  // (Without gates there are no such copies, and what arrives is waited for.)
+  // Shared memory must outlive the copies from it to the other block, and what
+  // arrives. (Without gates nothing is copied from it, and what arrives is
+  // waited for.)
   if (C::kCluster > 1 && C::kGates) ClusterSync();
 }
 

@@ -325,7 +325,9 @@ class ScanState : StateTile<C> {
   }
 
   // Arrives after step i, as a warp, on a barrier in all blocks of the cluster;
-  // but not if no later step waits for it: then the other block may be gone.
+  // but not after a stage's last use: then the other block may be gone. (Until
+  // then its loader waits: where not for a_empty itself, in silent steps, for
+  // empty, of which the same lane tells it later.)
   __device__ void TellLoader(int i, uint64_t* barrier) {
     if (i + C::kStages >= work_.chunks) return;
     const uint32_t address = SharedAddress(barrier);
