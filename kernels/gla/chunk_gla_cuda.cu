@@ -116,15 +116,14 @@ cudaError_t TunedFwd(const ChunkGlaFwdCudaArgs& args, cudaStream_t stream) {
     void* const operands =
         saved.operands != nullptr ? saved.operands : w.operands;
     scan.operands = operands;
-    const OperandArgs gate = {
-        .shape = args.shape,
-        .scale = args.scale,
-        .q = scan.q,
-        .k = scan.k,
-        .g = scan.g,
-        .cu_seqlens = args.cu_seqlens,
-        .operands = operands,
-        .log_decays = saved.log_decays};
+    const OperandArgs gate = {.shape = args.shape,
+                              .scale = args.scale,
+                              .q = scan.q,
+                              .k = scan.k,
+                              .g = scan.g,
+                              .cu_seqlens = args.cu_seqlens,
+                              .operands = operands,
+                              .log_decays = saved.log_decays};
     if (cudaError_t error = GateChunks(gate, stream)) return error;
   }
   if (auto e = StartPieces(scan, /*reverse=*/false, stream)) return e;
