@@ -102,7 +102,6 @@ class ScanGates {
   // This lane's first channel in its slab.
   __device__ int Channel() const { return Lane() % kLanes * kChannels; }
   __device__ int OwnSlab(int j) const { return rank_ * C::kOwn + j; }
-  // The thread that starts loads.
   __device__ bool IsLoader() const { return threadIdx.x == C::kLoader; }
 
   // Starts the loads of step i's gates of the own slabs.

@@ -34,7 +34,8 @@ struct ScanConfig {
   static constexpr int kRaws = sizeof(Gate) == 4 && kOwn == 2 ? 1 : 2;
   static constexpr int kGateWarps = 8;
   static constexpr int kThreads = 256 + (kGates ? 32 * kGateWarps : 128);
-  static constexpr int kLoader = kGates ? kThreads - 32 : 256;  // a thread
+  // The thread that starts loads.
+  static constexpr int kLoader = kGates ? kThreads - 32 : 256;
   // Whether what rounding left out of a token's score with itself is added.
   static constexpr bool kOwnRest = !kGates && kOutput && kReverse;
   // Registers of a thread; the warpgroups share 512, or 504 if they are three.
