@@ -145,6 +145,17 @@ __device__ inline void TensorLoad(uint32_t to, const CUtensorMap* map,
       "l"(map), "r"(column), "r"(row), "r"(barrier)
       : "memory");
 }
+// The same to the same place in every block of the cluster that is in `blocks`,
+// a bit each; counted on the barrier at the same address of each.
+__device__ inline void TensorLoadMulticast(uint32_t to, const CUtensorMap* map,
+                                           int column, int row,
+                                           uint32_t barrier, uint16_t blocks) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::"
+      "bytes.multicast::cluster [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(to),
+      "l"(map), "r"(column), "r"(row), "r"(barrier), "h"(blocks)
+      : "memory");
+}
 // Starts the store of a box; elements outside the tensor are left out.
 __device__ inline void TensorStore(const CUtensorMap* map, int column, int row,
                                    uint32_t from) {

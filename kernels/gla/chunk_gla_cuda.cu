@@ -15,9 +15,10 @@ namespace {
 int64_t NumPieces(const ChunkGlaShape& s) {
   const int64_t blocks = s.N * s.H * (s.V / 128);
   if (blocks == 0) return 1;
-  const int64_t segments =
-      std::max<int64_t>(CeilDiv(CeilDiv(s.B * s.T, s.N), kSegment), 1);
-  return std::clamp<int64_t>(kMultiprocessors / blocks, 1, segments);
+  const int64_t tokens = CeilDiv(s.B * s.T, s.N);  // of a sequence, on average
+  const int64_t most = CeilDiv(tokens, int64_t{kPieceChunks * kChunk});
+  return std::clamp<int64_t>(kMultiprocessors / blocks, 1,
+                             std::max<int64_t>(most, 1));
 }
 
 int64_t StateElements(const ChunkGlaShape& s) {
@@ -89,8 +90,7 @@ Saved LayOutSaved(const ChunkGlaShape& s, const void* base) {
   Saved saved;
   saved.states = layout.Take<__nv_bfloat16>(StateElements(s));
   saved.operands = layout.Take<uint8_t>(OperandBytes(s));
-  saved.log_decays =
-      layout.Take<float>(SegmentSlots(s) * kSegmentChunks * s.H * s.K);
+  saved.log_decays = layout.Take<float>(ChunkSlots(s) * s.H * s.K);
   saved.bytes = layout.bytes();
   return saved;
 }

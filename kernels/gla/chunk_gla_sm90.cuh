@@ -72,7 +72,9 @@ __device__ inline SequenceRows FindSequence(const int32_t* cu_seqlens,
 // leave gaps, so that no prefix sum over lengths is needed.
 __device__ inline int64_t FirstSegment(const int32_t* cu_seqlens, int64_t T,
                                        int n) {
-  if (cu_seqlens == nullptr) return n * ((T + kSegment - 1) / kSegment);
+  if (cu_seqlens == nullptr) {
+    return int64_t{n} * ((static_cast<int>(T) + kSegment - 1) / kSegment);
+  }
   return cu_seqlens[n] / kSegment + n;
 }
 

@@ -13,8 +13,9 @@
 namespace gla::internal {
 
 inline constexpr int kChunk = 64;     // tokens
-inline constexpr int kSegment = 128;  // tokens that SegmentGradients works on
+inline constexpr int kSegment = 192;  // tokens that SegmentGradients works on
 inline constexpr int kSegmentChunks = kSegment / kChunk;
+inline constexpr int kPieceChunks = 2;  // at least, of a piece (ScanArgs)
 
 // Blocks that a Hopper GPU runs at once, one a multiprocessor. A constant, so
 // that sizes and bits are pure functions of the shape.
@@ -25,6 +26,9 @@ bool HasTunedShape(const ChunkGlaShape& shape);
 
 // Slots for segments: sequences times segments, with gaps (FirstSegment).
 int64_t SegmentSlots(const ChunkGlaShape& shape);
+inline int64_t ChunkSlots(const ChunkGlaShape& shape) {
+  return SegmentSlots(shape) * kSegmentChunks;
+}
 
 // Whether ScanBackward is the whole backward pass.
 constexpr bool HasScanBackward(int64_t V) { return V == 128; }
@@ -34,14 +38,14 @@ constexpr int StateChunks(int64_t V) {
   return HasScanBackward(V) ? 1 : kSegmentChunks;
 }
 inline int64_t StateSlots(const ChunkGlaShape& shape) {
-  return SegmentSlots(shape) * (kSegmentChunks / StateChunks(shape.V));
+  return ChunkSlots(shape) / StateChunks(shape.V);
 }
 
 // A stored state is bf16, [slot][H][K / 64][V / 64] slabs (wgmma_sm90.cuh, as
 // they lie in shared memory) whose rows are 64 values and columns 64 channels.
 
 // What the passes below need of every chunk: gated operands and scores,
-// [2 SegmentSlots][H] of ChunkOperands (chunk_gla_sm90.cuh). For K = 256.
+// [ChunkSlots][H] of ChunkOperands (chunk_gla_sm90.cuh). For K = 256.
 struct OperandArgs {
   ChunkGlaShape shape;
   float scale;
@@ -65,7 +69,8 @@ int64_t OperandBytes(const ChunkGlaShape& shape);
 // A sequence is cut into `pieces` of consecutive chunks. Of two, the one that
 // comes later in the pass catches up by itself: it runs over the chunks of the
 // other, which are more than its own, only for the state. More than two start
-// from piece_states, and all but the last are a multiple of kSegment tokens.
+// from piece_states, and all but the last are a multiple of kPieceChunks
+// chunks.
 struct ScanArgs {
   ChunkGlaShape shape;
   float scale;
@@ -84,7 +89,7 @@ struct ScanArgs {
   // the last of them unless HasOperands: as that chunk's dv is formed from it.
   __nv_bfloat16* states;
   // The gates of every chunk added up, in powers of two, as
-  // [2 SegmentSlots][H][K]; null: not wanted. Written by the forward pass where
+  // [ChunkSlots][H][K]; null: not wanted. Written by the forward pass where
   // it gates, with y.
   float* log_decays;
   int pieces = 1;

@@ -18,8 +18,9 @@ __device__ inline void AddSlabFlow(const uint8_t (&state)[kSlabBytes],
   const uint32_t offset = SlabOffset(row, 2 * thread.warp + thread.lane % 2);
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    AddProducts(SharedAddress(state) + offset + i * 2048,
-                SharedAddress(d_state) + offset + i * 2048, sums);
+    AddProducts(LoadShared128(SharedAddress(state) + offset + i * 2048),
+                LoadShared128(SharedAddress(d_state) + offset + i * 2048),
+                sums);
   }
 }
 

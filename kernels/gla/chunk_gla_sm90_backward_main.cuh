@@ -21,7 +21,7 @@ class BackwardMain : StateTile<C> {
         params_(params),
         shared_(shared),
         slab_(C::kSlabs == 2 ? group : 0),
-        thread_{group, warp_, lane_, C::kSlabs == 2 ? 0 : 32 * group} {}
+        thread_{warp_, lane_, C::kSlabs == 2 ? 0 : 32 * group} {}
 
   __device__ void Run() {
     if (IsLoader()) {

@@ -1,37 +1,44 @@
 // dq, dk and dg from the stored states (SegmentGradients), of heads of more
 // than 128 values.
 //
-// An item is 128 channels of a segment of two chunks of one head. With S
-// before the segment, D = edge_1 dS after it (times edge_1 here or before it
-// was stored, see ScanArgs::states) and the operands q~, k^ of
-// chunk_gla_sm90.cuh, transposed (rows are channels, columns tokens):
+// An item is a segment of three chunks of one head, 64 channels for each block
+// of a cluster of two. With S before the segment, D = edge_2 dS after it (times
+// edge_2 here or before it was stored, see ScanArgs::states) and the operands
+// q~, k^ of chunk_gla_sm90.cuh, transposed (rows are channels, columns tokens):
 //   dA_cj = mask(do_c v_j^T)
-//   dq~_0 = S do_0^T + k^_0 dA_00^T
-//   dq~_1 = edge_0 (mid_0 S do_1^T + k^_0 dA_10^T) + k^_1 dA_11^T
-//   dk^_1 = D v_1^T + q~_1 dA_11
-//   dk^_0 = edge_0 (mid_1 D v_0^T + q~_1 dA_10) + q~_0 dA_00
+//   dq~_c = S_c do_c^T + k^_c dA_cc^T
+//   dk^_c = D_c v_c^T + q~_c dA_cc
+// where S_0 = S, D_2 = D, and what is between is not formed, but
+//   S_(c+1) do^T = edge_c (mid_c S_c do^T + k^_c (do v_c^T)^T)
+//   D_(c-1) v^T = edge_(c-1) (mid_c D_c v^T + q~_c (do_c v^T))
+// (a segment of fewer chunks ends earlier). Then
 //   dq = scale e^b dq~,  dk = e^-b dk^  (steep: e^(B-b) dk^)
 //   dg_t = flow + sum over s >= t of (q~_s dq~_s - k^_s dk^_s)
-// where flow, out of the segment, is e^B_0 mid_1 <S, D> plus the sum of k^
+// where flow, out of the segment, is <S, D> with all decays, plus the sum of k^
 // times the D term of dk^. The same float32 accumulators and rounded operands
 // in sum and flow: what flows from keys to D cancels exactly.
 //
-//   warpgroups 0, 1 (main)  64 channels each; dq~ and dk^ of 128 tokens in
-//                           registers
-//   warpgroup 2 (scores)    loads do, v, S, D in steps of 32 values; forms dA
-//                           and <S, D>
-//   warpgroup 3 (gates)     loads q, k, g and gates them during the steps;
-//                           writes dq, dk, dg
+//   warpgroups 0, 1, 2 (main)  a chunk each; dq~ and dk^ in registers
+//   warpgroup 3 (scores)       forms half of dA, which it sends to the other
+//                              block, and <S, D>
+//   warps 16, 17, 18 (gates)   a chunk each: load q, k, g and gate them during
+//                              the steps; write dq, dk, dg
+//   warp 19 (loads)            loads S, D and either do or v for both blocks,
+//                              in steps of 32 values, as far ahead as there is
+//                              room
 //
-// One block a multiprocessor takes item after item; do, v, S and D are loaded
-// ahead as far as there is room, but after an item's last step dA comes first.
-// Barriers:
-//   full, empty  of a stage, one step: loaded; read by main and scores
+// A cluster takes item after item. Barriers:
+//   full, empty  of a stage, one step: loaded; read by main and scores of both
+//                blocks
 //   raw_full     q, k, g of a chunk are there
 //   gated_full   q~, k^ and gates are in their place; the item is known
-//   scored       dA and <S, D> are stored
-//   finished     a chunk's dq, dk, dg are in the place of q~, k^ and gates
-//                (and of chunk 0: dA and <S, D> have been read)
+//   can_score    the other block's main warpgroups are done with the last
+//   item's
+//                dA, so it also has this block's half of that
+//   scored       dA and <S, D> are stored, the other block's half too
+//   sent         the other block has this one's half
+//   finished     a chunk's dq, dk, dg are in the place of q~, k^ and gates, and
+//                it needs no more of dA and <S, D>
 #ifndef GLA_KERNELS_GLA_CHUNK_GLA_SM90_GRAD_CUH_
 #define GLA_KERNELS_GLA_CHUNK_GLA_SM90_GRAD_CUH_
 
@@ -39,48 +46,60 @@
 
 #include "kernels/device/tensor_map_sm90.h"
 #include "kernels/gla/chunk_gla_sm90_grad_gates.cuh"
+#include "kernels/gla/chunk_gla_sm90_grad_loads.cuh"
 #include "kernels/gla/chunk_gla_sm90_grad_main.cuh"
 #include "kernels/gla/chunk_gla_sm90_grad_scores.cuh"
 
 namespace gla::internal {
 
 template <typename C>
-__global__ void __launch_bounds__(C::kThreads, 1)
+__global__ void __cluster_dims__(C::kCluster) __launch_bounds__(C::kThreads, 1)
     GradKernel(const __grid_constant__ GradParams params) {
   extern __shared__ __align__(1024) uint8_t dynamic[];
   auto& shared = *reinterpret_cast<GradShared<C>*>(dynamic);
   if (threadIdx.x == 0) {
     for (int s = 0; s < C::kStages; ++s) {
       BarrierInit(SharedAddress(&shared.full[s]), 1);
-      BarrierInit(SharedAddress(&shared.empty[s]), 4 * (C::kMains + 1));
+      BarrierInit(SharedAddress(&shared.empty[s]),
+                  4 * (kSegmentChunks + 1) * C::kCluster);
     }
     for (int c = 0; c < kSegmentChunks; ++c) {
       BarrierInit(SharedAddress(&shared.raw_full[c]), 1);
-      BarrierInit(SharedAddress(&shared.finished[c]), 128 * C::kMains);
+      BarrierInit(SharedAddress(&shared.finished[c]), 128);
     }
-    BarrierInit(SharedAddress(&shared.gated_full), 128);
+    BarrierInit(SharedAddress(&shared.gated_full), 32 * kSegmentChunks);
+    BarrierInit(SharedAddress(&shared.can_score), 1);
     BarrierInit(SharedAddress(&shared.scored), 128);
+    BarrierInit(SharedAddress(&shared.sent), 1);
     BarrierInitFence();
   }
   __syncthreads();
-  const int group = __shfl_sync(0xffffffff, threadIdx.x / 128, 0);
-  if (group < C::kMains) {
-    RaiseRegisters<C::kMainRegisters>();
-    GradMain<C>(params, shared, group).Run();
-  } else if (group == C::kMains) {
-    LowerRegisters<C::kScoreRegisters>();
+  ClusterStart();
+  const int warp = __shfl_sync(0xffffffff, threadIdx.x / 32, 0);
+  if (warp < 4 * kSegmentChunks) {
+    GradMain<C>(params, shared, warp / 4).Run();
+  } else if (warp < 4 * (kSegmentChunks + 1)) {
+    RaiseRegisters<C::kScoreRegisters>();
     GradScores<C>(params, shared).Run();
   } else {
     LowerRegisters<C::kGateRegisters>();
-    GradGates<C>(params, shared).Run();
+    const int chunk = warp % 4;
+    if (chunk < kSegmentChunks) {
+      GradGates<C>(params, shared, chunk).Run();
+    } else {
+      if (threadIdx.x % 32 == 0) GradLoads<C>(params, shared).Run();
+      __syncwarp();
+    }
   }
+  // The other block's arrivals and copies.
+  ClusterSync();
 }
 
 template <typename C>
 cudaError_t MakeGradParams(const GradArgs& args, GradParams* params) {
   params->args = args;
   const ChunkGlaShape& s = args.shape;
-  params->items = SegmentSlots(s) * s.H * C::kSlices;
+  params->items = SegmentSlots(s) * s.H * (C::kSlices / C::kCluster);
   constexpr DType kBf16 = DType::kBFloat16;
   const auto make = [&s](const void* data, int64_t columns, uint32_t box_rows,
                          uint32_t box_columns, CUtensorMap* map) {
@@ -133,7 +152,8 @@ cudaError_t LaunchGrad(const GradArgs& args, cudaStream_t stream) {
           GradKernel<C>, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes)) {
     return error;
   }
-  const int64_t blocks = std::min<int64_t>(params.items, kMultiprocessors);
+  const int64_t blocks =
+      std::min(int64_t{C::kCluster} * params.items, kMultiprocessors);
   GradKernel<C><<<blocks, C::kThreads, kBytes, stream>>>(params);
   return cudaGetLastError();
 }

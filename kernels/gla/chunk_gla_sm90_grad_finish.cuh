@@ -37,11 +37,9 @@ __device__ inline float DecayOfUnits(uint32_t pair, int i) {
       kUnit, -(1 << 23) * kUnit));
 }
 
-// sums += x y, of eight neighbouring bf16 numbers each at two shared addresses.
-__device__ inline void AddProducts(uint32_t x_address, uint32_t y_address,
+// sums += x y, of eight bf16 numbers each.
+__device__ inline void AddProducts(const uint4& x, const uint4& y,
                                    float (&sums)[8]) {
-  const uint4 x = LoadShared128(x_address);
-  const uint4 y = LoadShared128(y_address);
   const uint32_t a[4] = {x.x, x.y, x.z, x.w};
   const uint32_t b[4] = {y.x, y.y, y.z, y.w};
 #pragma unroll

@@ -1,5 +1,5 @@
-// The gate warpgroup of the gradient kernel (chunk_gla_sm90_grad.cuh): gated
-// operands in, gradients out.
+// The gate warps of the gradient kernel (chunk_gla_sm90_grad.cuh), one a chunk:
+// gated operands in, gradients out.
 #ifndef GLA_KERNELS_GLA_CHUNK_GLA_SM90_GRAD_GATES_CUH_
 #define GLA_KERNELS_GLA_CHUNK_GLA_SM90_GRAD_GATES_CUH_
 
@@ -11,37 +11,39 @@ namespace gla::internal {
 template <typename C>
 class GradGates {
  public:
-  __device__ GradGates(const GradParams& params, GradShared<C>& shared)
+  __device__ GradGates(const GradParams& params, GradShared<C>& shared,
+                       int chunk)
       : params_(params),
         shared_(shared),
-        warp_(__shfl_sync(0xffffffff, threadIdx.x / 32 % 4, 0)),
+        gated_(shared.gated[chunk]),
+        chunk_(chunk),
         lane_(threadIdx.x % 32) {}
 
   __device__ void Run() {
     GradItems<C> items;
     GradWork next;
     bool has_next = items.Next(params_, &next);
-    for (int c = 0; c < kSegmentChunks && has_next; ++c) LoadRaw(next, c);
+    if (has_next) LoadRaw(next);
     for (int n = 0; has_next; ++n) {
       work_ = next;
       has_next = items.Next(params_, &next);
-      // A warp has 64 channels of a chunk.
-      const int slab = warp_ / 2, chunk = warp_ % 2;
       Gates decay = {};
-      if (work_.RowsOf(chunk) > 0) LoadDecay(slab, chunk, decay);
-      BarrierWait(SharedAddress(&shared_.raw_full[chunk]), n & 1);
-      Gate(slab, chunk, decay);
-      if (IsLoader()) {
+      if (Rows() > 0) LoadDecay(decay);
+      BarrierWait(SharedAddress(&shared_.raw_full[chunk_]), n & 1);
+      // All main warpgroups read decays and the item; the last one is over.
+      for (int c = 0; c < kSegmentChunks; ++c) {
+        BarrierWait(SharedAddress(&shared_.finished[c]), (n & 1) ^ 1);
+      }
+      Gate(decay);
+      if (chunk_ == 0 && lane_ == 0) {
         shared_.work = work_;
         shared_.has_next = has_next;
       }
       FenceAsyncProxy();
       BarrierArrive(SharedAddress(&shared_.gated_full));
-      for (int c = kSegmentChunks - 1; c >= 0; --c) {
-        BarrierWait(SharedAddress(&shared_.finished[c]), n & 1);
-        Store(c);
-        if (has_next) LoadRaw(next, c);
-      }
+      BarrierWait(SharedAddress(&shared_.finished[chunk_]), n & 1);
+      Store();
+      if (has_next) LoadRaw(next);
     }
   }
 
@@ -55,56 +57,54 @@ class GradGates {
 
   static constexpr int kRows = kChunk / 4;  // of a lane
 
-  __device__ bool IsLoader() const { return warp_ == 0 && lane_ == 0; }
-  // The first channel of a slab in a row of H K.
-  __device__ int Column(const GradWork& work, int slab) const {
-    return work.h * C::K + (work.slice * C::kMains + slab) * 64;
+  __device__ int Rows() const { return work_.RowsOf(chunk_); }
+  // The first row of B T and the first column of H K of an item's chunk.
+  __device__ int Row(const GradWork& work) const {
+    return work.row + chunk_ * kChunk;
+  }
+  static __device__ int Column(const GradWork& work) {
+    return work.h * C::K + work.slice * 64;
+  }
+  // Where this lane's channels of a row are in a [B, T, H, K] tensor.
+  __device__ int64_t Offset(int row) const {
+    return (Row(work_) + row) * (params_.args.shape.H * C::K) + Column(work_) +
+           lane_ % 8 * 8;
   }
 
   // q, k and 16-bit gates of an item's chunk, each in the place of what is made
   // of it.
-  __device__ void LoadRaw(const GradWork& work, int c) {
-    if (!IsLoader()) return;
-    const uint32_t full = SharedAddress(&shared_.raw_full[c]);
+  __device__ void LoadRaw(const GradWork& work) {
+    if (lane_ != 0) return;
+    const uint32_t full = SharedAddress(&shared_.raw_full[chunk_]);
     constexpr int kTensors = kGatesInSlab ? 3 : 2;
-    BarrierArriveExpect(full, C::kMains * kTensors * kSlabBytes);
-    const int row = work.row + c * kChunk;
-    for (int slab = 0; slab < C::kMains; ++slab) {
-      auto& gated = shared_.gated[slab];
-      const int column = Column(work, slab);
-      TensorLoad(SharedAddress(gated.q[c]), &params_.q, column, row, full);
-      TensorLoad(SharedAddress(gated.k[c]), &params_.k, column, row, full);
-      if (kGatesInSlab) {
-        TensorLoad(SharedAddress(gated.b[c]), &params_.g, column, row, full);
-      }
+    BarrierArriveExpect(full, kTensors * kSlabBytes);
+    const int column = Column(work), row = Row(work);
+    TensorLoad(SharedAddress(gated_.q), &params_.q, column, row, full);
+    TensorLoad(SharedAddress(gated_.k), &params_.k, column, row, full);
+    if (kGatesInSlab) {
+      TensorLoad(SharedAddress(gated_.b), &params_.g, column, row, full);
     }
   }
 
-  // What the gates of a chunk add up to, as the forward pass left it.
-  __device__ void LoadDecay(int slab, int c, Gates& decay) const {
+  // What the gates of the chunk add up to, as the forward pass left it.
+  __device__ void LoadDecay(Gates& decay) const {
+    const int64_t slot = work_.slot * kSegmentChunks + chunk_;
     LoadSums(params_.args.log_decays +
-                 ((work_.slot * kSegmentChunks + c) * params_.args.shape.H +
-                  work_.h) *
-                     C::K +
-                 (work_.slice * C::kMains + slab) * 64 + lane_ % 8 * 8,
+                 (slot * params_.args.shape.H + work_.h) * C::K +
+                 work_.slice * 64 + lane_ % 8 * 8,
              decay);
   }
 
-  __device__ void Gate(int slab, int c, const Gates& decay) {
-    auto& gated = shared_.gated[slab];
-    const int piece = lane_ % 8, first = lane_ / 8 * kRows;
-    const int rows = work_.RowsOf(c);
+  __device__ void Gate(const Gates& decay) {
+    const int first = lane_ / 8 * kRows, rows = Rows();
     // A lane's rows' gates, or zero where there is no row.
     const auto gates = [&](int row) -> Raw {
       if (row >= rows) return {};
       if constexpr (kGatesInSlab) {
-        return {*PieceAt(gated.b[c], row)};
+        return {*PieceAt(gated_.b, row)};
       } else {
-        const int64_t offset =
-            (work_.row + c * kChunk + row) * (params_.args.shape.H * C::K) +
-            Column(work_, slab) + 8 * piece;
         return *reinterpret_cast<const Raw*>(
-            static_cast<const float*>(params_.args.g) + offset);
+            static_cast<const float*>(params_.args.g) + Offset(row));
       }
     };
     Gates b = {}, all;
@@ -117,9 +117,7 @@ class GradGates {
       for (int i = 0; i < 4; ++i) AddGates(g[i], b);
     }
     SumRowGroups(b, b, all);
-    if (lane_ < 8) {
-      StoreSums(decay, &shared_.log_decay[c][slab * 64 + 8 * piece]);
-    }
+    if (lane_ < 8) StoreSums(decay, &shared_.log_decay[chunk_][8 * lane_]);
     Gates shift;
     bool any = false;
 #pragma unroll
@@ -128,7 +126,7 @@ class GradGates {
       shift[i] = KeyShift(decay[i]);
     }
     any = __any_sync(0xffffffff, any);
-    if (lane_ == 0) shared_.any_steep[slab][c] = any;
+    if (lane_ == 0) shared_.any_steep[chunk_] = any;
     constexpr int kBatch = 2;  // rows whose loads are issued together
 #pragma unroll 1
     for (int r = first; r < first + kRows; r += kBatch) {
@@ -137,8 +135,8 @@ class GradGates {
 #pragma unroll
       for (int i = 0; i < kBatch; ++i) {
         g[i] = gates(r + i);
-        q[i] = *PieceAt(gated.q[c], r + i);
-        k[i] = *PieceAt(gated.k[c], r + i);
+        q[i] = *PieceAt(gated_.q, r + i);
+        k[i] = *PieceAt(gated_.k, r + i);
       }
 #pragma unroll
       for (int i = 0; i < kBatch; ++i) {
@@ -146,10 +144,10 @@ class GradGates {
         if (r + i >= rows) q[i] = k[i] = {};
         Gates x;
         GateQuery(q[i], b, params_.args.scale, x);
-        *PieceAt(gated.q[c], r + i) = Round(x);
+        *PieceAt(gated_.q, r + i) = Round(x);
         GateKey(k[i], b, shift, x);
-        *PieceAt(gated.k[c], r + i) = Round(x);
-        *PieceAt(gated.b[c], r + i) = LogUnits(b);
+        *PieceAt(gated_.k, r + i) = Round(x);
+        *PieceAt(gated_.b, r + i) = LogUnits(b);
       }
     }
   }
@@ -158,54 +156,45 @@ class GradGates {
     return reinterpret_cast<Piece*>(slab + SlabOffset(row, lane_ % 8));
   }
 
-  // The gradients of a chunk.
-  __device__ void Store(int c) {
-    if (work_.RowsOf(c) < kChunk) {
-      StoreRows(c);
-    } else if (IsLoader()) {
-      const int row = work_.row + c * kChunk;
-      for (int slab = 0; slab < C::kMains; ++slab) {
-        auto& gated = shared_.gated[slab];
-        const int column = Column(work_, slab);
-        TensorStore(&params_.dq, column, row, SharedAddress(gated.q[c]));
-        TensorStore(&params_.dk, column, row, SharedAddress(gated.k[c]));
-        if (kGatesInSlab) {
-          TensorStore(&params_.d_g, column, row, SharedAddress(gated.b[c]));
-        }
+  // The gradients of the chunk.
+  __device__ void Store() {
+    if (Rows() < kChunk) {
+      StoreRows();
+    } else if (lane_ == 0) {
+      const int column = Column(work_), row = Row(work_);
+      TensorStore(&params_.dq, column, row, SharedAddress(gated_.q));
+      TensorStore(&params_.dk, column, row, SharedAddress(gated_.k));
+      if (kGatesInSlab) {
+        TensorStore(&params_.d_g, column, row, SharedAddress(gated_.b));
       }
       TensorStoreCommit();
       TensorStoreWaitRead();
     }
   }
 
-  // Of a sequence's last chunk, only its own rows: eight threads a row.
-  __device__ void StoreRows(int c) {
-    const int piece = lane_ % 8;
-    for (int slab = 0; slab < C::kMains; ++slab) {
-      const auto& gated = shared_.gated[slab];
-      for (int r = warp_ * 4 + lane_ / 8; r < work_.RowsOf(c); r += 16) {
-        const uint32_t place = SlabOffset(r, piece);
-        const int64_t offset =
-            (work_.row + c * kChunk + r) * (params_.args.shape.H * C::K) +
-            Column(work_, slab) + piece * 8;
-        const auto store = [place, offset](void* tensor, const uint8_t* from) {
-          *reinterpret_cast<uint4*>(static_cast<__nv_bfloat16*>(tensor) +
-                                    offset) =
-              *reinterpret_cast<const uint4*>(from + place);
-        };
-        store(params_.args.dq, gated.q[c]);
-        store(params_.args.dk, gated.k[c]);
-        if (kGatesInSlab) store(params_.args.dg, gated.b[c]);
-      }
+  // Of a sequence's last chunk, only its own rows: eight lanes a row.
+  __device__ void StoreRows() {
+    for (int r = lane_ / 8; r < Rows(); r += 4) {
+      const uint32_t place = SlabOffset(r, lane_ % 8);
+      const int64_t offset = Offset(r);
+      const auto store = [place, offset](void* tensor, const uint8_t* from) {
+        *reinterpret_cast<uint4*>(static_cast<__nv_bfloat16*>(tensor) +
+                                  offset) =
+            *reinterpret_cast<const uint4*>(from + place);
+      };
+      store(params_.args.dq, gated_.q);
+      store(params_.args.dk, gated_.k);
+      if (kGatesInSlab) store(params_.args.dg, gated_.b);
     }
     FenceAsyncProxy();
-    NamedBarrier(kGradGateBarrier, 128);  // Before the next load.
+    __syncwarp();  // Before the next load.
   }
 
   const GradParams& params_;
   GradShared<C>& shared_;
+  typename GradShared<C>::Gated& gated_;
+  const int chunk_, lane_;
   GradWork work_;
-  const int warp_, lane_;
 };
 
 }  // namespace gla::internal

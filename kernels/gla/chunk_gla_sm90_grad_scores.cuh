@@ -1,5 +1,5 @@
-// The score warpgroup of the gradient kernel (chunk_gla_sm90_grad.cuh): loads
-// all steps, and forms dA and <S, D>.
+// The score warpgroup of the gradient kernel (chunk_gla_sm90_grad.cuh): forms
+// dA and <S, D>.
 #ifndef GLA_KERNELS_GLA_CHUNK_GLA_SM90_GRAD_SCORES_CUH_
 #define GLA_KERNELS_GLA_CHUNK_GLA_SM90_GRAD_SCORES_CUH_
 
@@ -13,113 +13,115 @@ class GradScores {
   __device__ GradScores(const GradParams& params, GradShared<C>& shared)
       : params_(params),
         shared_(shared),
+        rank_(ClusterRank()),
         warp_(__shfl_sync(0xffffffff, threadIdx.x / 32 % 4, 0)),
         lane_(threadIdx.x % 32) {}
 
   __device__ void Run() {
-    if (IsLoader()) shared_.loads = GradCursor<C>(params_);
-    for (int i = 0; i + 1 < C::kStages; ++i) LoadNext();
     GradItems<C> items;
     GradWork work;
     for (int n = 0; items.Next(params_, &work); ++n) {
-      float d_a[3][32] = {};  // as GradShared has them
+      float d_a[3][32] = {};
       float flow[8] = {};
 #pragma unroll 1
       for (int step = 0; step < C::kSteps; ++step) {
-        AddStep(step + 1 == C::kSteps, d_a, flow);
+        AddStep(d_a, flow);
+        if (step == C::kSteps / 2) AwaitMains(n);
       }
-      // The main warpgroups are done with those of the item before.
-      BarrierWait(SharedAddress(&shared_.finished[0]), (n & 1) ^ 1);
+      BarrierWait(SharedAddress(&shared_.can_score), n & 1);
+      Store(work.rows, d_a[0], Single(), Single());
+      Store(work.rows, d_a[1], Pair(), 0);
+      Store(work.rows, d_a[2], Pair(), 1);
       StoreFlow(flow);
-      Store(work.rows, d_a[0], 0, 0);
-      Store(work.rows, d_a[1], 1, 0);
-      Store(work.rows, d_a[2], 1, 1);
-      FenceAsyncProxy();
-      BarrierArrive(SharedAddress(&shared_.scored));
-      LoadNext();
+      if (IsSender()) {
+        BarrierArriveExpect(SharedAddress(&shared_.scored), 3 * kSlabBytes);
+      } else {
+        BarrierArrive(SharedAddress(&shared_.scored));
+      }
     }
   }
 
  private:
-  __device__ bool IsLoader() const { return warp_ == 0 && lane_ == 0; }
+  // The blocks of dA that are formed here, the others being the other block's:
+  // one of a chunk with itself, and one chunk's with the first two.
+  __device__ int Single() const { return rank_ == 0 ? 0 : 2; }
+  __device__ int Pair() const { return rank_ == 0 ? 2 : 1; }
 
-  // Starts the loads of the next step, if there is one, once its stage is free.
-  __device__ void LoadNext() {
-    if (!IsLoader() || !shared_.loads.Next(params_)) return;
-    const GradWork& work = shared_.loads.work;
-    const int index = load_count_ % C::kStages;
-    auto& stage = shared_.stage[index];
-    BarrierWait(SharedAddress(&shared_.empty[index]),
-                StepParity<C>(load_count_) ^ 1);
-    ++load_count_;
-    const uint32_t full = SharedAddress(&shared_.full[index]);
-    BarrierArriveExpect(full, sizeof(stage));
-    const int first_value = shared_.loads.step * C::kValues;
-    const int column = work.h * C::V + first_value;
-    TensorLoad(SharedAddress(stage.d_o), &params_.d_o, column, work.row, full);
-    TensorLoad(SharedAddress(stage.v), &params_.v, column, work.row, full);
-    const int64_t slice =
-        (work.slot * params_.args.shape.H + work.h) * C::kSlices + work.slice;
-#pragma unroll
-    for (int i = 0; i < C::kMains; ++i) {
-      const int row = (slice * C::kMains + i) * C::V + first_value;
-      TensorLoad(SharedAddress(stage.state[i]), &params_.states, 0, row, full);
-      TensorLoad(SharedAddress(stage.d_state[i]), &params_.d_states, 0, row,
-                 full);
+  __device__ bool IsSender() const { return warp_ == 0 && lane_ == 0; }
+
+  // Waits until the main warpgroups are done with dA and <S, D> of item n - 1,
+  // and tells the other block.
+  __device__ void AwaitMains(int n) {
+#pragma unroll 1
+    for (int c = 0; c < kSegmentChunks; ++c) {
+      BarrierWait(SharedAddress(&shared_.finished[c]), (n & 1) ^ 1);
+    }
+    if (IsSender()) {
+      ClusterBarrierArrive(
+          ClusterAddress(SharedAddress(&shared_.can_score), rank_ ^ 1));
     }
   }
 
-  // dA += do v^T and flow += <S, D> of a step's values. Meanwhile starts the
-  // next loads, into the stage of the step before; not after an item's last
-  // step, when dA comes first.
-  __device__ void AddStep(bool is_last, float (&d_a)[3][32], float (&flow)[8]) {
+  // dA += do v^T and flow += <S, D> of a step's values.
+  __device__ void AddStep(float (&d_a)[3][32], float (&flow)[8]) {
     constexpr Contract kAlong = Contract::kAlongColumns;
-    constexpr int kNextChunk = kSlabBytes / 2 >> 4;  // in a descriptor
     const int index = step_ % C::kStages;
     BarrierWait(SharedAddress(&shared_.full[index]), StepParity<C>(step_));
-    ++step_;
     const auto& stage = shared_.stage[index];
-    const uint64_t d_o = HalfSlabDescriptor(SharedAddress(stage.d_o));
+    const uint64_t d_o_single =
+        HalfSlabDescriptor(SharedAddress(stage.d_o[Single()]));
+    const uint64_t v_single =
+        HalfSlabDescriptor(SharedAddress(stage.v[Single()]));
+    const uint64_t d_o_pair =
+        HalfSlabDescriptor(SharedAddress(stage.d_o[Pair()]));
     const uint64_t v = HalfSlabDescriptor(SharedAddress(stage.v));
+    FlowPieces pieces;
+    LoadFlow(stage, pieces);
     WgmmaFence();
 #pragma unroll
     for (int i = 0; i < C::kValues / 16; ++i) {
-      const uint64_t b = StepDescriptor<kAlong>(v, i);
-      Wgmma<kAlong, kAlong>(d_a[0], StepDescriptor<kAlong>(d_o, i), b, true);
-      Wgmma<kAlong, kAlong>(
-          d_a[1], d_a[2], StepDescriptor<kAlong>(d_o + kNextChunk, i), b, true);
+      Wgmma<kAlong, kAlong>(d_a[0], StepDescriptor<kAlong>(d_o_single, i),
+                            StepDescriptor<kAlong>(v_single, i), true);
+      Wgmma<kAlong, kAlong>(d_a[1], d_a[2], StepDescriptor<kAlong>(d_o_pair, i),
+                            StepDescriptor<kAlong>(v, i), true);
     }
     WgmmaCommit();
-    if (!is_last) LoadNext();
-    AddFlow(stage, flow);
+    AddFlow(pieces, flow);
     WgmmaWait<0>();
     Touch(d_a[0]);
     Touch(d_a[1]);
     Touch(d_a[2]);
-    __syncwarp();
-    if (lane_ == 0) BarrierArrive(SharedAddress(&shared_.empty[index]));
+    ReleaseStep<C>(shared_, step_);
+    ++step_;
   }
 
-  // A warp has 32 channels of <S, D>, a lane eight of them and every eighth row
-  // (value). The pieces of a quarter of a warp lie in different banks.
-  __device__ void AddFlow(const typename GradShared<C>::Stage& stage,
-                          float (&flow)[8]) const {
-    const int lane = Opaque(lane_), group = lane / 4, slab = warp_ / 2;
-    const uint32_t offset =
-        SlabOffset(group % 2 * 4 + group / 2, warp_ % 2 * 4 + lane % 4);
-    const uint32_t state = SharedAddress(stage.state[slab]) + offset;
-    const uint32_t d_state = SharedAddress(stage.d_state[slab]) + offset;
+  // A lane has eight channels of <S, D> and every sixteenth row (value).
+  static constexpr int kFlowRows = C::kValues / 16;
+  using FlowPieces = uint4[kFlowRows][2];
+  __device__ void LoadFlow(const typename GradShared<C>::Stage& stage,
+                           FlowPieces& pieces) const {
+    const int lane = Opaque(lane_);
+    const uint32_t offset = SlabOffset(4 * warp_ + lane / 8, lane % 8);
 #pragma unroll
-    for (int i = 0; i < C::kValues / 8; ++i) {
-      AddProducts(state + i * 1024, d_state + i * 1024, flow);
+    for (int i = 0; i < kFlowRows; ++i) {
+      pieces[i][0] =
+          LoadShared128(SharedAddress(stage.state) + offset + i * 2048);
+      pieces[i][1] =
+          LoadShared128(SharedAddress(stage.d_state) + offset + i * 2048);
     }
   }
-  // Adds up the rows, and halves the channels of a lane with each step.
+  static __device__ void AddFlow(const FlowPieces& pieces, float (&flow)[8]) {
+#pragma unroll
+    for (int i = 0; i < kFlowRows; ++i) {
+      AddProducts(pieces[i][0], pieces[i][1], flow);
+    }
+  }
+  // Adds up a warp's rows, and halves the channels of a lane with each step.
   __device__ void StoreFlow(float (&flow)[8]) {
     const int lane = Opaque(lane_);
-    int channel = 32 * warp_ + 8 * (lane % 4);
+    int channel = 8 * (lane % 8);
 #pragma unroll
-    for (int size = 4; size >= 1; size /= 2) {
+    for (int size = 4; size >= 2; size /= 2) {
       const bool upper = lane & (4 * size);
 #pragma unroll
       for (int j = 0; j < size; ++j) {
@@ -129,15 +131,17 @@ class GradScores {
       }
       if (upper) channel += size;
     }
-    shared_.flow[channel] = flow[0];
+    shared_.flow[warp_][channel] = flow[0];
+    shared_.flow[warp_][channel + 1] = flow[1];
   }
 
-  // Stores a block of dA: queries of chunk `c`, keys of chunk `key`. Zero where
-  // the key is later and where there is no query.
+  // Stores a block of dA, here and in the other block: queries of chunk `c`,
+  // keys of chunk `key`. Zero where the key is later and where there is no
+  // query.
   __device__ void Store(int rows, const float (&d_a)[32], int c, int key) {
     const int lane = Opaque(lane_);
     const int row = warp_ * 16 + lane / 4, column = lane % 4 * 2;
-    const uint32_t slab = SharedAddress(shared_.d_a[c + key]);
+    const uint32_t slab = SharedAddress(shared_.d_a[ScoreBlock(c, key)]);
 #pragma unroll
     for (int j = 0; j < 8; j += 2) {
       uint32_t pairs[4];
@@ -154,13 +158,18 @@ class GradScores {
       StoreMatrix(slab + SlabOffset(warp_ * 16 + lane % 16, j + lane / 16),
                   pairs);
     }
+    FenceAsyncProxy();
+    NamedBarrier(kGradScoreBarrier, 128);
+    if (IsSender()) {
+      ClusterCopy(ClusterAddress(slab, rank_ ^ 1), slab, kSlabBytes,
+                  ClusterAddress(SharedAddress(&shared_.scored), rank_ ^ 1));
+    }
   }
 
   const GradParams& params_;
   GradShared<C>& shared_;
-  const int warp_, lane_;
-  int load_count_ = 0;  // steps loaded
-  int step_ = 0;        // of all items
+  const int rank_, warp_, lane_;
+  int step_ = 0;  // of all items
 };
 
 }  // namespace gla::internal

@@ -10,7 +10,7 @@ namespace gla::internal {
 // A thread of a main warpgroup, and what it has of a chunk's dq~ and dk^: rows
 // are channels, columns tokens.
 struct GradThread {
-  int group, warp, lane;
+  int warp, lane;
   int first_token = 0;
 
   // The channels of its rows.

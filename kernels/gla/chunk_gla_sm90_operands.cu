@@ -4,7 +4,7 @@ namespace gla::internal {
 
 int64_t OperandBytes(const ChunkGlaShape& shape) {
   if (!HasOperands(shape.K)) return 0;
-  return SegmentSlots(shape) * kSegmentChunks * shape.H *
+  return ChunkSlots(shape) * shape.H *
          int64_t{sizeof(ChunkOperands<256>)};
 }
 

@@ -431,7 +431,7 @@ cudaError_t LaunchOperands(const OperandArgs& args, cudaStream_t stream) {
   const ChunkGlaShape& s = args.shape;
   OperandParams params;
   params.args = args;
-  params.items = SegmentSlots(s) * kSegmentChunks * s.H;
+  params.items = ChunkSlots(s) * s.H;
   if (params.items == 0) return cudaSuccess;
   const auto make = [&s](const void* data, DType dtype, bool swizzled,
                          CUtensorMap* map) {

@@ -161,8 +161,7 @@ __device__ ScanWork FindWork(const ScanArgs& args) {
   }
   int per_piece = (all + args.pieces - 1) / args.pieces;
   if (args.pieces > 1) {
-    per_piece =
-        (per_piece + kSegmentChunks - 1) / kSegmentChunks * kSegmentChunks;
+    per_piece = (per_piece + kPieceChunks - 1) / kPieceChunks * kPieceChunks;
   }
   w.first_chunk = min(w.piece * per_piece, all);
   w.chunks = min(per_piece, all - w.first_chunk);
