@@ -91,9 +91,9 @@ INSTANTIATE_TEST_SUITE_P(
     OnAllDevices(testing::Values(
         GlaShape{2, 70, 2, 1, 1}, GlaShape{2, 70, 3, 3, 5},
         GlaShape{1, 70, 2, 60, 100}, GlaShape{1, 130, 1, 100, 60},
-        GlaShape{1, 130, 1, 128, 256}, GlaShape{1, 70, 1, 320, 1},
+        GlaShape{1, 200, 1, 128, 256}, GlaShape{1, 70, 1, 320, 1},
         GlaShape{1, 70, 1, 1, 512}, GlaShape{1, 200, 2, 128, 128},
-        GlaShape{1, 130, 1, 256, 512})),
+        GlaShape{1, 200, 1, 256, 512})),
     ShapeName);
 INSTANTIATE_TEST_SUITE_P(
     Packed, ChunkGlaShapes,

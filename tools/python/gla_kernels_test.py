@@ -417,6 +417,30 @@ def guard_boundary():
 
 
 @group
+def guard_mixed():
+    """Paths that change from chunk to chunk and channel to channel, where each block of the GPU
+    has several segments to work on."""
+
+    def gates(g):
+        B, T, H, K = g.shape
+        chunks = -(-T // 64)
+        steep = torch.rand((B, chunks, H, K), device=DEVICE) < 0.05
+        steep &= torch.rand((B, chunks, H, 1), device=DEVICE) < 0.5
+        g[steep.repeat_interleave(64, dim=1)[:, :T]] *= 40
+        return g
+
+    for (K, V), gate_dtype in itertools.product(((256, 512), (128, 256)), (FP32, BF16)):
+        H = 2048 // K
+        if not options.quick:
+            yield f"T4000 H{H} {K}x{V} gates {dtype_name(gate_dtype)}", lambda args=(
+                    1, 4000, H, K, V, BF16, gate_dtype): check(
+                        chunk_gla, problem(*args, gates=gates), STRONG_DECAY_LIMITS)
+            yield f"packed H{H} {K}x{V} gates {dtype_name(gate_dtype)}", lambda args=(
+                    1, 4000, H, K, V, BF16, gate_dtype, [0, 700, 700, 892, 3000, 4000]): check(
+                        chunk_gla, problem(*args, gates=gates), STRONG_DECAY_LIMITS)
+
+
+@group
 def guard_rounding():
     """Sums of a chunk's gates so close to where it changes its path that the order of adding them
     decides: all passes must take the same."""
@@ -436,7 +460,8 @@ def guard_rounding():
 
 @group
 def lengths():
-    tokens = 1, 2, 15, 16, 17, 63, 64, 65, 127, 128, 129, 257, 1025, 2048
+    tokens = (1, 2, 15, 16, 17, 63, 64, 65, 127, 128, 129, 191, 192, 193, 257, 320, 384, 385, 1025,
+              2048)
     for (K, V), T in itertools.product(TUNED_HEADS + ((60, 60),), tokens):
         if not options.quick or (T <= 129 and (K, V) in ((64, 128), (60, 60))):
             yield f"{K}x{V} T{T}", lambda K=K, V=V, T=T: check(
@@ -467,6 +492,9 @@ def batches():
         yield f"[0, 0, 64, 90, 500] H{H} {K}x{V}", lambda K=K, V=V, H=H: check(
             chunk_gla, problem(1, 500, H, K, V, cu_seqlens=[0, 0, 64, 90, 500]), CHUNK_LIMITS)
     if not options.quick:
+        for T in 256, 320:
+            yield f"B4 T{T} H4 256x512", lambda T=T: check(
+                chunk_gla, problem(4, T, 4, 256, 512), CHUNK_LIMITS)
         yield "B1 T32768 H4 256x512", lambda: check(
             chunk_gla, problem(1, 32768, 4, 256, 512), CHUNK_LIMITS)
 
@@ -474,7 +502,8 @@ def batches():
 @group
 def packed():
     sequences = [[0, 1], [0, 64, 128], [0, 0, 16], [0, 1, 2, 3, 130, 130, 131], [0, 63, 128, 257],
-                 [0, 0, 0, 65, 65], list(range(0, 101, 2)), [0, 1000, 1000, 1333]]
+                 [0, 0, 0, 65, 65], list(range(0, 101, 2)), [0, 1000, 1000, 1333],
+                 [0, 192, 384, 385, 769]]
     for cu_seqlens, (K, V) in itertools.product(
             sequences[:5] if options.quick else sequences,
             TUNED_HEADS[-1:] if options.quick else TUNED_HEADS + ((60, 60),)):
