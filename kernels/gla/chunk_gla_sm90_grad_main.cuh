@@ -112,8 +112,8 @@ class GradMain {
 
   // --- Within the segment.
 
-  // From state products to dq~ and dk^ of item n, and the parts of `flow`, out
-  // of the segment, that are S's and this chunk's.
+  // From state products to dq~ and dk^ of item n. `flow` becomes what S adds to
+  // the flow out of the segment; what this chunk's keys add is published.
   __device__ void Within(int n, float (&q)[32], float (&k)[32],
                          float (&flow)[2]) {
     const int last = (shared_.work.rows - 1) / kChunk;
@@ -261,6 +261,16 @@ class GradMain {
     elements.SumTerms(q, terms);
     Publish(shared_.terms, terms);
     NamedBarrier(kGradMainBarrier, kMainThreads);
+    AddPublished(flow);
+#pragma unroll
+    for (int e = 0; e < 32; ++e) q[e] += flow[e / 2 % 2];
+    elements.StoreGates(any_steep, q);
+    FenceAsyncProxy();
+    BarrierArrive(SharedAddress(&shared_.finished[chunk_]));
+  }
+
+  // From S's part of the flow out of the segment to the flow out of this chunk.
+  __device__ void AddPublished(float (&flow)[2]) const {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const int channel = thread_.Channel(i);
@@ -270,11 +280,6 @@ class GradMain {
         flow[i] += c > chunk_ ? shared_.terms[c][channel] : 0;
       }
     }
-#pragma unroll
-    for (int e = 0; e < 32; ++e) q[e] += flow[e / 2 % 2];
-    elements.StoreGates(any_steep, q);
-    FenceAsyncProxy();
-    BarrierArrive(SharedAddress(&shared_.finished[chunk_]));
   }
 
   __device__ GradChunk Chunk() const {
