@@ -228,9 +228,9 @@ bool HasTunedShape(const ChunkGlaShape& s) {
   return has_kernel && s.dtype == DType::kBFloat16;
 }
 
-int64_t SegmentSlots(const ChunkGlaShape& s) {
-  // Enough with and without cu_seqlens; see FirstSegment.
-  return s.B == s.N ? s.N * CeilDiv(s.T, kSegment) + s.N : s.T / kSegment + s.N;
+int64_t Slots(const ChunkGlaShape& s, int tokens) {
+  // Enough with and without cu_seqlens; see FirstSlot.
+  return s.B == s.N ? s.N * CeilDiv(s.T, tokens) + s.N : s.T / tokens + s.N;
 }
 
 cudaError_t ChainPieces(const ScanArgs& args, bool reverse,

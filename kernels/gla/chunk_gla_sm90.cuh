@@ -1,5 +1,5 @@
 // Shared by the tuned chunk GLA kernels: which rows a block works on, where
-// states between segments lie, and the gated operands of a chunk.
+// what is kept of chunks and segments lies, and the gated operands of a chunk.
 //
 // Operands. With b_t the cumulative log gate of a channel in its chunk and
 // B = b_last, a channel is *mild* when B >= -kMaxLog2Decay (in powers of two):
@@ -68,29 +68,29 @@ __device__ inline SequenceRows FindSequence(const int32_t* cu_seqlens,
   return {cu_seqlens[n], cu_seqlens[n + 1] - cu_seqlens[n]};
 }
 
-// The index of a sequence's first segment among all segment slots. Sequences
-// leave gaps, so that no prefix sum over lengths is needed.
-__device__ inline int64_t FirstSegment(const int32_t* cu_seqlens, int64_t T,
-                                       int n) {
+// Where a sequence's first part of kTokens tokens is among all slots for such
+// parts. Sequences leave gaps, so that no prefix sum over lengths is needed.
+template <int kTokens>
+__device__ int64_t FirstSlot(const int32_t* cu_seqlens, int64_t T, int n) {
   if (cu_seqlens == nullptr) {
-    return int64_t{n} * ((static_cast<int>(T) + kSegment - 1) / kSegment);
+    return int64_t{n} * ((static_cast<int>(T) + kTokens - 1) / kTokens);
   }
-  return cu_seqlens[n] / kSegment + n;
+  return cu_seqlens[n] / kTokens + n;
 }
 
-// Which sequence a segment's slot belongs to: the last one whose first segment
-// is not after it. The slot may be one that no segment uses.
-__device__ inline int FindSequenceOfSegment(const int32_t* cu_seqlens,
-                                            int64_t T, int64_t N,
-                                            int64_t slot) {
+// Which sequence such a slot belongs to: the last one whose first slot is not
+// after it. The slot may be one that no sequence uses.
+template <int kTokens>
+__device__ int FindSequenceOfSlot(const int32_t* cu_seqlens, int64_t T,
+                                  int64_t N, int64_t slot) {
   if (cu_seqlens == nullptr) {
-    const int segments = max(FirstSegment(nullptr, T, 1), int64_t{1});
-    return min(static_cast<int>(slot) / segments, static_cast<int>(N) - 1);
+    const int slots = max(FirstSlot<kTokens>(nullptr, T, 1), int64_t{1});
+    return min(static_cast<int>(slot) / slots, static_cast<int>(N) - 1);
   }
   int low = 0, high = N - 1;
   while (low < high) {
     const int middle = (low + high + 1) / 2;
-    if (FirstSegment(cu_seqlens, T, middle) <= slot) {
+    if (FirstSlot<kTokens>(cu_seqlens, T, middle) <= slot) {
       low = middle;
     } else {
       high = middle - 1;

@@ -24,10 +24,13 @@ inline constexpr int64_t kMultiprocessors = 132;
 // (K, V) one of (256, 512), (128, 256), (128, 128), (64, 128), in bf16.
 bool HasTunedShape(const ChunkGlaShape& shape);
 
-// Slots for segments: sequences times segments, with gaps (FirstSegment).
-int64_t SegmentSlots(const ChunkGlaShape& shape);
+// Slots for all sequences' parts of `tokens` tokens, with gaps (FirstSlot).
+int64_t Slots(const ChunkGlaShape& shape, int tokens);
 inline int64_t ChunkSlots(const ChunkGlaShape& shape) {
-  return SegmentSlots(shape) * kSegmentChunks;
+  return Slots(shape, kChunk);
+}
+inline int64_t SegmentSlots(const ChunkGlaShape& shape) {
+  return Slots(shape, kSegment);
 }
 
 // Whether ScanBackward is the whole backward pass.
@@ -38,7 +41,7 @@ constexpr int StateChunks(int64_t V) {
   return HasScanBackward(V) ? 1 : kSegmentChunks;
 }
 inline int64_t StateSlots(const ChunkGlaShape& shape) {
-  return ChunkSlots(shape) / StateChunks(shape.V);
+  return Slots(shape, StateChunks(shape.V) * kChunk);
 }
 
 // A stored state is bf16, [slot][H][K / 64][V / 64] slabs (wgmma_sm90.cuh, as

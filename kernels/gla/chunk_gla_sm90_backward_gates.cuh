@@ -89,12 +89,12 @@ class BackwardGates {
   // What step i's gates add up to, as the forward pass left it, ahead of use.
   __device__ void LoadLogDecay(int i) {
     if (i >= work_.chunks) return;
-    LoadSums(
-        args_.log_decays +
-            (ChunkSlot(work_, ChunkAt<C>(work_, i)) * args_.shape.H + work_.h) *
-                C::K +
-            slab_ * 64 + Channel(),
-        log_decay_);
+    LoadSums(args_.log_decays +
+                 ((work_.chunk_slot + ChunkAt<C>(work_, i)) * args_.shape.H +
+                  work_.h) *
+                     C::K +
+                 slab_ * 64 + Channel(),
+             log_decay_);
   }
 
   __device__ void Gate(int i) {

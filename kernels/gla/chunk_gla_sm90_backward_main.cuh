@@ -139,7 +139,7 @@ class BackwardMain : StateTile<C> {
     const uint32_t full = SharedAddress(&shared_.state_full);
     BarrierArriveExpect(full, kStateBytes);
     const int64_t state =
-        ChunkSlot(work_, ChunkAt<C>(work_, i)) * args_.shape.H + work_.h;
+        (work_.chunk_slot + ChunkAt<C>(work_, i)) * args_.shape.H + work_.h;
     TensorLoad(SharedAddress(shared_.state), &params_.states, 0,
                state * (kStateBytes / 128), full);
   }

@@ -16,6 +16,7 @@ struct BackwardConfig {
   static constexpr bool kOutput = true;
   using Gate = GateT;
   static constexpr int kSlabs = K / 64;
+  static constexpr int kStateChunks = StateChunks(V);
   // Tokens of a chunk whose dq and dk one main warpgroup forms, for 64
   // channels: the warpgroups share the channels, or with 64 the tokens.
   static constexpr int kTokens = 32 * kSlabs;
@@ -80,11 +81,6 @@ inline constexpr int kBackwardGroupBarrier = 7;  // and 8: one a warpgroup
 
 __device__ inline bool IsSteepDecay(float decay) {
   return __float_as_uint(decay) >> 31;
-}
-
-// The slot of a chunk among all chunks.
-__device__ inline int64_t ChunkSlot(const ScanWork& work, int chunk) {
-  return work.first_segment * kSegmentChunks + chunk;
 }
 
 }  // namespace gla::internal

@@ -88,7 +88,7 @@ class GradGates {
 
   // What the gates of the chunk add up to, as the forward pass left it.
   __device__ void LoadDecay(Gates& decay) const {
-    const int64_t slot = work_.slot * kSegmentChunks + chunk_;
+    const int64_t slot = work_.chunk_slot + chunk_;
     LoadSums(params_.args.log_decays +
                  (slot * params_.args.shape.H + work_.h) * C::K +
                  work_.slice * 64 + lane_ % 8 * 8,

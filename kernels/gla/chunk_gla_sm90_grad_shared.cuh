@@ -43,7 +43,8 @@ struct GradParams {
 struct GradWork {
   int64_t row;  // the segment's first of the B T
   int rows;     // 1 .. kSegment
-  int64_t slot;
+  // Of the segment, and of its first chunk, among all.
+  int64_t slot, chunk_slot;
   int h, slice;
 
   __device__ int RowsOf(int chunk) const { return rows - chunk * kChunk; }
@@ -80,10 +81,11 @@ class GradItems {
     w->h = item / kGroups % H;
     w->slot = item / kGroups / H;
     const int n =
-        FindSequenceOfSegment(args.cu_seqlens, T, args.shape.N, w->slot);
+        FindSequenceOfSlot<kSegment>(args.cu_seqlens, T, args.shape.N, w->slot);
     const SequenceRows rows = FindSequence(args.cu_seqlens, T, n);
     const int64_t before =
-        (w->slot - FirstSegment(args.cu_seqlens, T, n)) * kSegment;
+        (w->slot - FirstSlot<kSegment>(args.cu_seqlens, T, n)) * kSegment;
+    w->chunk_slot = FirstSlot<kChunk>(args.cu_seqlens, T, n) + before / kChunk;
     w->row = rows.first + before;
     w->rows = min(int64_t{kSegment}, rows.length - before);
     return w->rows > 0;

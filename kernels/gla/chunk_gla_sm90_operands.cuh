@@ -113,11 +113,10 @@ class OperandUnits {
     output = item;
     h = item % H;
     const int chunk = item / H;
-    const int n =
-        FindSequenceOfSegment(cu_seqlens, s.T, s.N, chunk / kSegmentChunks);
+    const int n = FindSequenceOfSlot<kChunk>(cu_seqlens, s.T, s.N, chunk);
     const SequenceRows sequence = FindSequence(cu_seqlens, s.T, n);
     const int64_t before =
-        (chunk - FirstSegment(cu_seqlens, s.T, n) * kSegmentChunks) * kChunk;
+        (chunk - FirstSlot<kChunk>(cu_seqlens, s.T, n)) * kChunk;
     row = sequence.first + before;
     rows = min(int64_t{kChunk}, sequence.length - before);
     return rows > 0;

@@ -74,8 +74,7 @@ class ScanGates {
       for (int c = 0; c < kChannels; ++c) sums_[c] += all[c];
     } else if (!C::kReverse && args_.log_decays != nullptr && first_row_ == 0 &&
                HasOutput(i)) {
-      const int64_t slot =
-          work_.first_segment * kSegmentChunks + ChunkAt<C>(work_, i);
+      const int64_t slot = work_.chunk_slot + ChunkAt<C>(work_, i);
       StoreSums(all, args_.log_decays +
                          (slot * args_.shape.H + work_.h) * C::K +
                          OwnSlab(own_) * 64 + Channel());

@@ -39,8 +39,7 @@ class ScanLoads {
     auto& tiles = shared_.stage[stage];
     const uint32_t full = SharedAddress(&shared_.full[stage]);
     const uint32_t x_full = SharedAddress(&shared_.x_full[stage]);
-    const int64_t slot =
-        work_.first_segment * kSegmentChunks + ChunkAt<C>(work_, i);
+    const int64_t slot = work_.chunk_slot + ChunkAt<C>(work_, i);
     const Operands& from = static_cast<const Operands*>(
         params_.args.operands)[slot * params_.args.shape.H + work_.h];
     const auto& from_a = C::kReverse ? from.k : from.q;

@@ -131,7 +131,8 @@ struct ScanWork {
   int first_chunk;  // of the piece, in time
   int chunks;       // in the piece
   int silent;       // of these, in the order of the pass: only for the state
-  int64_t first_segment;
+  // Of the sequence's first chunk, and first stored state, among all.
+  int64_t chunk_slot, state_slot;
 };
 
 template <typename C>
@@ -147,7 +148,9 @@ __device__ ScanWork FindWork(const ScanArgs& args) {
   w.h = head / pieces % H;
   w.n = head / pieces / H;
   w.rows = FindSequence(args.cu_seqlens, args.shape.T, w.n);
-  w.first_segment = FirstSegment(args.cu_seqlens, args.shape.T, w.n);
+  w.chunk_slot = FirstSlot<kChunk>(args.cu_seqlens, args.shape.T, w.n);
+  w.state_slot =
+      FirstSlot<C::kStateChunks * kChunk>(args.cu_seqlens, args.shape.T, w.n);
   const int all = w.rows.chunks();
   w.silent = 0;
   if (args.pieces == 2) {

@@ -386,8 +386,7 @@ class ScanState : StateTile<C> {
                                              chunk == work_.rows.chunks() - 1
                                        : chunk % kEach == 0;
     if (!is_stored) return nullptr;
-    const int64_t slot =
-        work_.first_segment * (kSegmentChunks / kEach) + chunk / kEach;
+    const int64_t slot = work_.state_slot + chunk / kEach;
     return reinterpret_cast<uint8_t*>(args_.states) +
            (slot * args_.shape.H + work_.h) * (C::K * C::V * 2) +
            column_ / 64 * kSlabBytes;
