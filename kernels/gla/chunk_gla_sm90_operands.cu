@@ -4,8 +4,7 @@ namespace gla::internal {
 
 int64_t OperandBytes(const ChunkGlaShape& shape) {
   if (!HasOperands(shape.K)) return 0;
-  return ChunkSlots(shape) * shape.H *
-         int64_t{sizeof(ChunkOperands<256>)};
+  return ChunkSlots(shape) * shape.H * int64_t{sizeof(ChunkOperands<256>)};
 }
 
 cudaError_t GateChunks(const OperandArgs& args, cudaStream_t stream) {
