@@ -15,7 +15,7 @@ namespace gla::internal {
 inline constexpr int kChunk = 64;     // tokens
 inline constexpr int kSegment = 192;  // tokens that SegmentGradients works on
 inline constexpr int kSegmentChunks = kSegment / kChunk;
-inline constexpr int kPieceChunks = 2;  // at least, of a piece (ScanArgs)
+inline constexpr int kPieceChunks = 2;  // ScanArgs::pieces
 
 // Blocks that a Hopper GPU runs at once, one a multiprocessor. A constant, so
 // that sizes and bits are pure functions of the shape.

@@ -32,9 +32,8 @@
 //                blocks
 //   raw_full     q, k, g of a chunk are there
 //   gated_full   q~, k^ and gates are in their place; the item is known
-//   can_score    the other block's main warpgroups are done with the last
-//   item's
-//                dA, so it also has this block's half of that
+//   can_score    the other block is done with the last item's dA, and so has
+//                this one's half of that
 //   scored       dA and <S, D> are stored, the other block's half too
 //   sent         the other block has this one's half
 //   finished     a chunk's dq, dk, dg are in the place of q~, k^ and gates, and

@@ -30,7 +30,7 @@ class GradGates {
       Gates decay = {};
       if (Rows() > 0) LoadDecay(decay);
       BarrierWait(SharedAddress(&shared_.raw_full[chunk_]), n & 1);
-      // All main warpgroups read decays and the item; the last one is over.
+      // All main warpgroups read decays and the item: none is in the last one.
       for (int c = 0; c < kSegmentChunks; ++c) {
         BarrierWait(SharedAddress(&shared_.finished[c]), (n & 1) ^ 1);
       }
