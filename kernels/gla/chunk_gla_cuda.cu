@@ -171,25 +171,30 @@ cudaError_t TunedBwd(const ChunkGlaBwdCudaArgs& args, cudaStream_t stream) {
   return SegmentGradients(grad, stream);
 }
 
+constexpr int kChainThreads = 256;  // two groups of 8 channels of 64 values
+
 // before[p + 1] = decay[p] before[p] + end[p]. A thread has four elements of a
-// state, channels k and k + 1 of values v and v + 8, of head blockIdx.y.
-__global__ void ChainKernel(float* states, const float* decays,
-                            const float* initial_state, int pieces, int K,
-                            int V, bool reverse) {
+// state, channels k and k + 1 of values v and v + 8, of head blockIdx.z. Four
+// blocks a multiprocessor: all of four heads of 256 x 512 at once.
+__global__ void __launch_bounds__(kChainThreads, 4)
+    ChainKernel(float* states, const float* decays, const float* initial_state,
+                int pieces, int K, int V, bool reverse) {
   const int quads = K * V / 4;
-  const int64_t head = blockIdx.y;
-  const int quad = blockIdx.x * blockDim.x + threadIdx.x;
-  const int thread = quad % 128, columns = quad / 128 % (K / 8);
+  const int head = blockIdx.z;
+  const int thread = threadIdx.x % 128;
+  const int columns = blockIdx.x * (kChainThreads / 128) + threadIdx.x / 128;
+  const int quad = (blockIdx.y * (K / 8) + columns) * 128 + thread;
   const int k = columns * 8 + thread % 4 * 2;
-  const int v = quad / (16 * K) * 64 + thread / 32 * 16 + thread % 32 / 4;
+  const int v = blockIdx.y * 64 + thread / 32 * 16 + thread % 32 / 4;
   float4 before = {};
   if (initial_state != nullptr) {
-    const float* const from = initial_state + head * K * V;
+    const float* const from = initial_state + int64_t{head} * K * V;
     before = {from[k * V + v], from[(k + 1) * V + v], from[k * V + v + 8],
               from[(k + 1) * V + v + 8]};
   }
   constexpr int kBatch = 8;  // pieces whose loads are under way together
-  // Of piece i in the order of the pass: its index, its state.
+  // Of piece i in the order of the pass: its index, its state. (NumPieces keeps
+  // indices small.)
   const auto piece = [&](int i) {
     return head * pieces + (reverse ? pieces - 1 - i : i);
   };
@@ -235,10 +240,9 @@ int64_t Slots(const ChunkGlaShape& s, int tokens) {
 
 cudaError_t ChainPieces(const ScanArgs& args, bool reverse,
                         cudaStream_t stream) {
-  constexpr int kThreads = 256;  // divides all K V / 4
   const ChunkGlaShape& s = args.shape;
-  const dim3 blocks(s.K * s.V / 4 / kThreads, s.N * s.H);
-  ChainKernel<<<blocks, kThreads, 0, stream>>>(
+  const dim3 blocks(s.K / 8 / (kChainThreads / 128), s.V / 64, s.N * s.H);
+  ChainKernel<<<blocks, kChainThreads, 0, stream>>>(
       args.piece_states, args.piece_decays, args.initial_state, args.pieces,
       s.K, s.V, reverse);
   return cudaGetLastError();
