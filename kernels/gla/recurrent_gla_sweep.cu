@@ -50,68 +50,77 @@ struct SweepTile {
   float* sums;                 // [tile, kWarps, kColumns] of the warps
 };
 
-// Fills row i of the tile with what token t needs; `gate_token` < 0: no gate.
+// What a thread loads of a token: rows threadIdx.x, + kThreads, ... and one
+// column.
 template <typename Tile>
-__device__ void StageToken(const SweepParams& p, const Head& head, int i,
-                           int64_t t, int64_t gate_token, int first_column,
-                           const Tile& tile) {
-  constexpr int kPerThread = (Tile::kK + Tile::kThreads - 1) / Tile::kThreads;
-  const int K = p.shape.K, V = p.shape.V;
-  const DType dtype = p.shape.dtype, gate_dtype = p.shape.gate_dtype;
-  const int64_t row = TokenRow(p.shape, head, t, K);
-  const int64_t gate_row = TokenRow(p.shape, head, gate_token, K);
-  uint32_t query[kPerThread] = {}, key[kPerThread] = {}, g[kPerThread] = {};
+struct TokenInputs {
+  static constexpr int kRows = (Tile::kK + Tile::kThreads - 1) / Tile::kThreads;
+  uint32_t query[kRows] = {}, key[kRows] = {}, g[kRows] = {};
   uint32_t value = 0;
-#pragma unroll
-  for (int j = 0; j < kPerThread; ++j) {
-    const int k = threadIdx.x + j * Tile::kThreads;
-    if (k >= K) continue;
-    query[j] = LoadBits(p.query, dtype, row + k);
-    key[j] = LoadBits(p.key, dtype, row + k);
-    if (gate_token >= 0) g[j] = LoadBits(p.g, gate_dtype, gate_row + k);
-  }
-  const int column = first_column + threadIdx.x;
-  if (threadIdx.x < Tile::kColumns && column < V) {
-    value = LoadBits(p.value, dtype, TokenRow(p.shape, head, t, V) + column);
-  }
-#pragma unroll
-  for (int j = 0; j < kPerThread; ++j) {
-    const int k = threadIdx.x + j * Tile::kThreads;
-    if (k >= Tile::kK) continue;
-    const int at = i * Tile::kK + k;
-    tile.query[at] = p.query_scale * BitsToFloat(query[j], dtype);
-    tile.key[at] = p.key_scale * BitsToFloat(key[j], dtype);
-    tile.decay[at] = expf(BitsToFloat(g[j], gate_dtype));
-  }
-  if (threadIdx.x < Tile::kColumns) {
-    tile.value[i * Tile::kColumns + threadIdx.x] = BitsToFloat(value, dtype);
-  }
-}
 
-// Fills the tile with steps [done, done + count).
+  // Of token t; `gate_token` < 0: no gate.
+  __device__ void Load(const SweepParams& p, const Head& head, int64_t t,
+                       int64_t gate_token, int first_column) {
+    const int K = p.shape.K, V = p.shape.V;
+    const DType dtype = p.shape.dtype, gate_dtype = p.shape.gate_dtype;
+    const int64_t row = TokenRow(p.shape, head, t, K);
+    const int64_t gate_row = TokenRow(p.shape, head, gate_token, K);
+#pragma unroll
+    for (int j = 0; j < kRows; ++j) {
+      const int k = threadIdx.x + j * Tile::kThreads;
+      if (k >= K) continue;
+      query[j] = LoadBits(p.query, dtype, row + k);
+      key[j] = LoadBits(p.key, dtype, row + k);
+      if (gate_token >= 0) g[j] = LoadBits(p.g, gate_dtype, gate_row + k);
+    }
+    const int column = first_column + threadIdx.x;
+    if (threadIdx.x < Tile::kColumns && column < V) {
+      value = LoadBits(p.value, dtype, TokenRow(p.shape, head, t, V) + column);
+    }
+  }
+
+  // To row i of the tile.
+  __device__ void Store(const SweepParams& p, int i, const Tile& tile) const {
+    const DType dtype = p.shape.dtype;
+#pragma unroll
+    for (int j = 0; j < kRows; ++j) {
+      const int k = threadIdx.x + j * Tile::kThreads;
+      if (k >= Tile::kK) continue;
+      const int at = i * Tile::kK + k;
+      tile.query[at] = p.query_scale * BitsToFloat(query[j], dtype);
+      tile.key[at] = p.key_scale * BitsToFloat(key[j], dtype);
+      tile.decay[at] = expf(BitsToFloat(g[j], p.shape.gate_dtype));
+    }
+    if (threadIdx.x < Tile::kColumns) {
+      tile.value[i * Tile::kColumns + threadIdx.x] = BitsToFloat(value, dtype);
+    }
+  }
+};
+
+// What a step's token needs.
 template <typename Tile>
-__device__ void StageSweep(const SweepParams& p, const Head& head, int64_t done,
-                           int count, int first_column, const Tile& tile) {
-  for (int i = 0; i < count; ++i) {
-    const int64_t t = StepToken(p, head, done + i);
-    int64_t gate_token = t;
-    if (p.backward) gate_token = t + 1 < head.tokens ? t + 1 : -1;
-    StageToken(p, head, i, t, gate_token, first_column, tile);
-  }
+__device__ TokenInputs<Tile> LoadStep(const SweepParams& p, const Head& head,
+                                      int64_t step, int first_column) {
+  const int64_t t = StepToken(p, head, step);
+  int64_t gate_token = t;
+  if (p.backward) gate_token = t + 1 < head.tokens ? t + 1 : -1;
+  TokenInputs<Tile> inputs;
+  inputs.Load(p, head, t, gate_token, first_column);
+  return inputs;
 }
 
-// States pass through once: no point in keeping them in a cache.
+// Past the L1 cache, where nothing is used again.
 __device__ Lanes<4> LoadState(const float* p, Lanes<4>) {
-  const float4 x = __ldcs(reinterpret_cast<const float4*>(p));
+  const float4 x = __ldcg(reinterpret_cast<const float4*>(p));
   return {x.x, x.y, x.z, x.w};
 }
-__device__ Lanes<1> LoadState(const float* p, Lanes<1>) { return {__ldcs(p)}; }
+__device__ Lanes<1> LoadState(const float* p, Lanes<1>) { return {__ldcg(p)}; }
 __device__ void StoreState(const Lanes<4>& x, float* p) {
-  __stcs(reinterpret_cast<float4*>(p),
+  __stcg(reinterpret_cast<float4*>(p),
          make_float4(x.lane[0], x.lane[1], x.lane[2], x.lane[3]));
 }
 __device__ void StoreState(const Lanes<1>& x, float* p) {
-  __stcs(p, x.lane[0]);
+  __stcg(p, x.lane[0]);
 }
 
 // One token on this thread's part: updates `state`, returns the partial sum.
@@ -194,6 +203,9 @@ __global__ void __launch_bounds__(kParts* kColumnThreads,
   const int64_t corner = StateOffset(p.shape, slot, head.h) +
                          static_cast<int64_t>(part) * V + first_column + column;
   const int64_t row_step = static_cast<int64_t>(kParts) * V;
+  // Before the state, which everything else would have to wait behind.
+  TokenInputs<Tile> inputs;
+  if (head.tokens > 0) inputs = LoadStep<Tile>(p, head, 0, first_column);
   Lanes<kWidth> state[kRows] = {};
   if (p.first_state != nullptr && in_range) {
 #pragma unroll
@@ -208,7 +220,12 @@ __global__ void __launch_bounds__(kParts* kColumnThreads,
   do {
     const int count =
         min(static_cast<int64_t>(tile_tokens), head.tokens - done);
-    StageSweep(p, head, done, count, first_column, tile);
+    for (int i = 0; i < count; ++i) {
+      if (done + i > 0) {
+        inputs = LoadStep<Tile>(p, head, done + i, first_column);
+      }
+      inputs.Store(p, i, tile);
+    }
     __syncthreads();
     for (int i = 0; i < count; ++i) {
       const int row = i * Tile::kK + part;
