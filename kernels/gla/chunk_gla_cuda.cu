@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "kernels/base/ceil_div.h"
+#include "kernels/device/dependent_launch_sm90.cuh"
 #include "kernels/gla/chunk_gla_cuda.h"
 #include "kernels/gla/chunk_gla_general.h"
 #include "kernels/gla/chunk_gla_sm90.h"
@@ -42,6 +43,7 @@ cudaError_t StartPieces(const ScanArgs& args, bool reverse,
   states_only.y = nullptr;
   states_only.final_state = nullptr;
   states_only.states = nullptr;
+  states_only.follows = !reverse && HasOperands(args.shape.K);
   const auto scan = reverse ? ScanReverse : ScanForward;
   if (cudaError_t error = scan(states_only, stream)) return error;
   return ChainPieces(args, reverse, stream);
@@ -127,6 +129,7 @@ cudaError_t TunedFwd(const ChunkGlaFwdCudaArgs& args, cudaStream_t stream) {
     if (cudaError_t error = GateChunks(gate, stream)) return error;
   }
   if (auto e = StartPieces(scan, /*reverse=*/false, stream)) return e;
+  scan.follows = scan.pieces > 2;
   return ScanForward(scan, stream);
 }
 
@@ -163,6 +166,7 @@ cudaError_t TunedBwd(const ChunkGlaBwdCudaArgs& args, cudaStream_t stream) {
       .dg = args.dg,
   };
   if (auto e = StartPieces(w.scan, /*reverse=*/true, stream)) return e;
+  w.scan.follows = w.scan.pieces > 2;
   if (HasScanBackward(args.shape.V)) {
     if (w.scan.pieces == 2) w.scan.pieces = 1;  // it does not catch up
     return ScanBackward(w.scan, grad, stream);
@@ -172,13 +176,16 @@ cudaError_t TunedBwd(const ChunkGlaBwdCudaArgs& args, cudaStream_t stream) {
 }
 
 constexpr int kChainThreads = 256;  // two groups of 8 channels of 64 values
+constexpr int kChainBlocks = 4;     // of a multiprocessor, at most
 
 // before[p + 1] = decay[p] before[p] + end[p]. A thread has four elements of a
 // state, channels k and k + 1 of values v and v + 8, of head blockIdx.z. Four
 // blocks a multiprocessor: all of four heads of 256 x 512 at once.
-__global__ void __launch_bounds__(kChainThreads, 4)
+__global__ void __launch_bounds__(kChainThreads, kChainBlocks)
     ChainKernel(float* states, const float* decays, const float* initial_state,
                 int pieces, int K, int V, bool reverse) {
+  LetNextKernelStart();
+  AwaitKernelBefore();
   const int quads = K * V / 4;
   const int head = blockIdx.z;
   const int thread = threadIdx.x % 128;
@@ -242,10 +249,21 @@ cudaError_t ChainPieces(const ScanArgs& args, bool reverse,
                         cudaStream_t stream) {
   const ChunkGlaShape& s = args.shape;
   const dim3 blocks(s.K / 8 / (kChainThreads / 128), s.V / 64, s.N * s.H);
-  ChainKernel<<<blocks, kChainThreads, 0, stream>>>(
-      args.piece_states, args.piece_decays, args.initial_state, args.pieces,
-      s.K, s.V, reverse);
-  return cudaGetLastError();
+  // Blocks start while those of the pass before end, and would crowd where that
+  // is first. With so much shared memory each multiprocessor gets its share.
+  constexpr int kMost = 228 * 1024, kReserved = 1024;
+  const int64_t share = std::min<int64_t>(
+      CeilDiv(int64_t{blocks.x} * blocks.y * blocks.z, kMultiprocessors),
+      kChainBlocks);
+  if (cudaError_t error = cudaFuncSetAttribute(
+          ChainKernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+          kMost - kReserved)) {
+    return error;
+  }
+  return LaunchKernel(/*dependent=*/true, blocks, kChainThreads,
+                      kMost / share - kReserved, stream, ChainKernel,
+                      args.piece_states, args.piece_decays, args.initial_state,
+                      args.pieces, s.K, s.V, reverse);
 }
 
 }  // namespace internal

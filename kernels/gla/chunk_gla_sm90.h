@@ -95,6 +95,10 @@ struct ScanArgs {
   // [ChunkSlots][H][K]; null: not wanted. Written by the forward pass where
   // it gates, with y.
   float* log_decays;
+  // Whether the kernel before in the stream is one of this call, whose first
+  // has waited for all before: the pass may get ready while that kernel ends
+  // (dependent_launch_sm90.cuh).
+  bool follows = false;
   int pieces = 1;
   // With pieces > 2: [N, H, pieces, V / 64, K / 64, 8, 128, 4], in the order in
   // which a state warpgroup's threads hold it (wgmma_sm90.cuh; rows are values,

@@ -20,6 +20,7 @@
 
 #include <algorithm>
 
+#include "kernels/device/dependent_launch_sm90.cuh"
 #include "kernels/device/tensor_map_sm90.h"
 #include "kernels/gla/chunk_gla_sm90_gating.cuh"
 #include "kernels/gla/chunk_gla_sm90_steep.cuh"
@@ -414,6 +415,7 @@ __global__ void __launch_bounds__(C::kThreads, 1)
     BarrierInitFence();
   }
   __syncthreads();
+  LetNextKernelStart();
   const int warp = __shfl_sync(0xffffffff, threadIdx.x / 32, 0);
   OperandKernelRoles<C> roles(params, shared);
   if (warp < C::kGateWarps) {

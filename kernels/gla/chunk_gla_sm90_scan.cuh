@@ -42,6 +42,7 @@
 #ifndef GLA_KERNELS_GLA_CHUNK_GLA_SM90_SCAN_CUH_
 #define GLA_KERNELS_GLA_CHUNK_GLA_SM90_SCAN_CUH_
 
+#include "kernels/device/dependent_launch_sm90.cuh"
 #include "kernels/device/tensor_map_sm90.h"
 #include "kernels/gla/chunk_gla_sm90_scan_gates.cuh"
 #include "kernels/gla/chunk_gla_sm90_scan_loads.cuh"
@@ -85,6 +86,8 @@ __global__ void __cluster_dims__(C::kCluster) __launch_bounds__(C::kThreads, 1)
       ScanGates<C>(params, work, shared, rank, warp).StartLoads();
     }
   }
+  LetNextKernelStart();
+  AwaitKernelBefore();
   __syncthreads();
   if (C::kCluster > 1) ClusterStart();
   if (warp < 8) {
@@ -145,8 +148,8 @@ cudaError_t LaunchScan(const ScanArgs& args, cudaStream_t stream) {
           ScanKernel<C>, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes)) {
     return error;
   }
-  ScanKernel<C><<<blocks, C::kThreads, kBytes, stream>>>(params);
-  return cudaGetLastError();
+  return LaunchKernel(args.follows, dim3(blocks), C::kThreads, kBytes, stream,
+                      ScanKernel<C>, params);
 }
 
 template <bool kReverse, bool kOutput, typename Gate>
