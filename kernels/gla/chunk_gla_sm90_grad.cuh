@@ -30,14 +30,16 @@
 // A cluster takes item after item. Barriers:
 //   full, empty  of a stage, one step: loaded; read by main and scores of both
 //                blocks
-//   raw_full     q, k, g of a chunk are there
+//   raw_full     q, k, g of a chunk are there; q and k of the next item are
+//                loaded when dq and dk have been stored, g when dg has
 //   gated_full   q~, k^ and gates are in their place; the item is known
 //   can_score    the other block is done with the last item's dA, and so has
 //                this one's half of that
 //   scored       dA and <S, D> are stored, the other block's half too
 //   sent         the other block has this one's half
-//   finished     a chunk's dq, dk, dg are in the place of q~, k^ and gates, and
-//                it needs no more of dA and <S, D>
+//   keys_finished  a chunk's dq and dk are in the place of q~ and k^
+//   finished     its dg is in the place of gates; it needs no more of dA and of
+//                <S, D>
 #ifndef GLA_KERNELS_GLA_CHUNK_GLA_SM90_GRAD_CUH_
 #define GLA_KERNELS_GLA_CHUNK_GLA_SM90_GRAD_CUH_
 
@@ -64,6 +66,7 @@ __global__ void __cluster_dims__(C::kCluster) __launch_bounds__(C::kThreads, 1)
     }
     for (int c = 0; c < kSegmentChunks; ++c) {
       BarrierInit(SharedAddress(&shared.raw_full[c]), 1);
+      BarrierInit(SharedAddress(&shared.keys_finished[c]), 128);
       BarrierInit(SharedAddress(&shared.finished[c]), 128);
     }
     BarrierInit(SharedAddress(&shared.gated_full), 32 * kSegmentChunks);

@@ -23,7 +23,10 @@ class GradGates {
     GradItems<C> items;
     GradWork next;
     bool has_next = items.Next(params_, &next);
-    if (has_next) LoadRaw(next);
+    if (has_next) {
+      LoadKeys(next);
+      LoadGates(next);
+    }
     for (int n = 0; has_next; ++n) {
       work_ = next;
       has_next = items.Next(params_, &next);
@@ -41,9 +44,12 @@ class GradGates {
       }
       FenceAsyncProxy();
       BarrierArrive(SharedAddress(&shared_.gated_full));
+      BarrierWait(SharedAddress(&shared_.keys_finished[chunk_]), n & 1);
+      StoreKeys();
+      if (has_next) LoadKeys(next);
       BarrierWait(SharedAddress(&shared_.finished[chunk_]), n & 1);
-      Store();
-      if (has_next) LoadRaw(next);
+      StoreGates();
+      if (has_next) LoadGates(next);
     }
   }
 
@@ -71,9 +77,9 @@ class GradGates {
            lane_ % 8 * 8;
   }
 
-  // q, k and 16-bit gates of an item's chunk, each in the place of what is made
-  // of it.
-  __device__ void LoadRaw(const GradWork& work) {
+  // q and k of an item's chunk, each in the place of what is made of it; 16-bit
+  // gates, which LoadGates loads, are expected too.
+  __device__ void LoadKeys(const GradWork& work) {
     if (lane_ != 0) return;
     const uint32_t full = SharedAddress(&shared_.raw_full[chunk_]);
     constexpr int kTensors = kGatesInSlab ? 3 : 2;
@@ -81,9 +87,11 @@ class GradGates {
     const int column = Column(work), row = Row(work);
     TensorLoad(SharedAddress(gated_.q), &params_.q, column, row, full);
     TensorLoad(SharedAddress(gated_.k), &params_.k, column, row, full);
-    if (kGatesInSlab) {
-      TensorLoad(SharedAddress(gated_.b), &params_.g, column, row, full);
-    }
+  }
+  __device__ void LoadGates(const GradWork& work) {
+    if (!kGatesInSlab || lane_ != 0) return;
+    TensorLoad(SharedAddress(gated_.b), &params_.g, Column(work), Row(work),
+               SharedAddress(&shared_.raw_full[chunk_]));
   }
 
   // What the gates of the chunk add up to, as the forward pass left it.
@@ -156,35 +164,39 @@ class GradGates {
     return reinterpret_cast<Piece*>(slab + SlabOffset(row, lane_ % 8));
   }
 
-  // The gradients of the chunk.
-  __device__ void Store() {
+  // dq and dk of the chunk.
+  __device__ void StoreKeys() {
     if (Rows() < kChunk) {
-      StoreRows();
+      StoreRows(params_.args.dq, gated_.q);
+      StoreRows(params_.args.dk, gated_.k);
     } else if (lane_ == 0) {
       const int column = Column(work_), row = Row(work_);
       TensorStore(&params_.dq, column, row, SharedAddress(gated_.q));
       TensorStore(&params_.dk, column, row, SharedAddress(gated_.k));
-      if (kGatesInSlab) {
-        TensorStore(&params_.d_g, column, row, SharedAddress(gated_.b));
-      }
+      TensorStoreCommit();
+      TensorStoreWaitRead();
+    }
+  }
+
+  // dg, where gates are of 16 bits.
+  __device__ void StoreGates() {
+    if (!kGatesInSlab) return;
+    if (Rows() < kChunk) {
+      StoreRows(params_.args.dg, gated_.b);
+    } else if (lane_ == 0) {
+      TensorStore(&params_.d_g, Column(work_), Row(work_),
+                  SharedAddress(gated_.b));
       TensorStoreCommit();
       TensorStoreWaitRead();
     }
   }
 
   // Of a sequence's last chunk, only its own rows: eight lanes a row.
-  __device__ void StoreRows() {
+  __device__ void StoreRows(void* tensor, const uint8_t (&slab)[kSlabBytes]) {
     for (int r = lane_ / 8; r < Rows(); r += 4) {
-      const uint32_t place = SlabOffset(r, lane_ % 8);
-      const int64_t offset = Offset(r);
-      const auto store = [place, offset](void* tensor, const uint8_t* from) {
-        *reinterpret_cast<uint4*>(static_cast<__nv_bfloat16*>(tensor) +
-                                  offset) =
-            *reinterpret_cast<const uint4*>(from + place);
-      };
-      store(params_.args.dq, gated_.q);
-      store(params_.args.dk, gated_.k);
-      if (kGatesInSlab) store(params_.args.dg, gated_.b);
+      *reinterpret_cast<uint4*>(static_cast<__nv_bfloat16*>(tensor) +
+                                Offset(r)) =
+          *reinterpret_cast<const uint4*>(slab + SlabOffset(r, lane_ % 8));
     }
     FenceAsyncProxy();
     __syncwarp();  // Before the next load.

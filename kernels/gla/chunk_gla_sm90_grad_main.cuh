@@ -257,6 +257,8 @@ class GradMain {
       steep[1] = is_steep(thread_.Channel(1));
     }
     elements.StoreKeys(any_steep, steep, q, k);
+    FenceAsyncProxy();
+    BarrierArrive(SharedAddress(&shared_.keys_finished[chunk_]));
     float terms[2] = {0, 0};
     elements.SumTerms(q, terms);
     Publish(shared_.terms, terms);

@@ -132,7 +132,8 @@ struct GradShared {
   int32_t any_steep[kSegmentChunks];
   uint64_t full[C::kStages];
   uint64_t empty[C::kStages];
-  uint64_t raw_full[kSegmentChunks], finished[kSegmentChunks];
+  uint64_t raw_full[kSegmentChunks];
+  uint64_t keys_finished[kSegmentChunks], finished[kSegmentChunks];
   uint64_t gated_full, scored, can_score, sent;
 
   // Of a chunk's main warpgroup.
