@@ -1,6 +1,6 @@
 // Kernels that start while the one before them in the stream ends (programmatic
-// dependent launches): their blocks take the place of blocks that have ended,
-// and get ready until all have.
+// dependent launches): their blocks start where there is room, and get ready
+// until all blocks before have ended.
 #ifndef GLA_KERNELS_DEVICE_DEPENDENT_LAUNCH_SM90_CUH_
 #define GLA_KERNELS_DEVICE_DEPENDENT_LAUNCH_SM90_CUH_
 
@@ -27,7 +27,9 @@ cudaError_t LaunchKernel(bool dependent, dim3 blocks, int threads,
   config.stream = stream;
   config.attrs = &attribute;
   config.numAttrs = dependent ? 1 : 0;
-  return cudaLaunchKernelEx(&config, kernel, params...);
+  const cudaError_t error = cudaLaunchKernelEx(&config, kernel, params...);
+  if (error != cudaSuccess) cudaGetLastError();  // it is not kept for others
+  return error;
 }
 
 // Until the kernel before has ended, and what it wrote can be read. By every

@@ -38,8 +38,8 @@
 //   scored       dA and <S, D> are stored, the other block's half too
 //   sent         the other block has this one's half
 //   keys_finished  a chunk's dq and dk are in the place of q~ and k^
-//   finished     its dg is in the place of gates; it needs no more of dA and of
-//                <S, D>
+//   finished     its dg is in the place of gates, or stored if they have 32
+//                bits; it needs no more of dA and of <S, D>
 #ifndef GLA_KERNELS_GLA_CHUNK_GLA_SM90_GRAD_CUH_
 #define GLA_KERNELS_GLA_CHUNK_GLA_SM90_GRAD_CUH_
 
