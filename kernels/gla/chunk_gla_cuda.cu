@@ -166,11 +166,11 @@ cudaError_t TunedBwd(const ChunkGlaBwdCudaArgs& args, cudaStream_t stream) {
       .dg = args.dg,
   };
   if (auto e = StartPieces(w.scan, /*reverse=*/true, stream)) return e;
-  w.scan.follows = w.scan.pieces > 2;
   if (HasScanBackward(args.shape.V)) {
     if (w.scan.pieces == 2) w.scan.pieces = 1;  // it does not catch up
     return ScanBackward(w.scan, grad, stream);
   }
+  w.scan.follows = w.scan.pieces > 2;
   if (auto e = ScanReverse(w.scan, stream)) return e;
   return SegmentGradients(grad, stream);
 }
