@@ -498,6 +498,18 @@ def batches():
 
 
 @group
+def pieces():
+    """Few heads: six or eight pieces a sequence, by kernels that start while the one before ends.
+    Pieces of two chunks: no stage of shared memory is used again, of which racecheck reports
+    hazards that are none (docs/kernels.md, "Tests")."""
+    for (K, V), (B, T, H) in [((256, 512), (1, 1024, 2)), ((256, 512), (1, 700, 1)),
+                              ((128, 256), (1, 1024, 2)), ((128, 128), (1, 1024, 2)),
+                              ((64, 128), (1, 1024, 1))]:
+        yield f"B{B} T{T} H{H} {K}x{V}", lambda B=B, T=T, H=H, K=K, V=V: check(
+            chunk_gla, problem(B, T, H, K, V, gate_dtype=BF16), CHUNK_LIMITS)
+
+
+@group
 def packed():
     sequences = [[0, 1], [0, 64, 128], [0, 0, 16], [0, 1, 2, 3, 130, 130, 131], [0, 63, 128, 257],
                  [0, 0, 0, 65, 65], list(range(0, 101, 2)), [0, 1000, 1000, 1333],
@@ -670,6 +682,13 @@ def causality():
             yield f"{K}x{V} t{t} gate {gate}", lambda K=K, V=V, t=t, gate=gate: case(K, V, t, gate)
 
 
+def piece_shapes(V):
+    """(B, T, H) by the number of pieces that a sequence is cut into, from NumPieces of
+    kernels/gla/chunk_gla_cuda.cu. (With heads of 128 values the backward pass has no two.)"""
+    heads = lambda blocks: blocks * 128 // V
+    return {1: (1, 333, heads(68)), 2: (3, 500, heads(16)), 11: (1, 1300, 2)}
+
+
 @group
 def repeats():
     """The same bits every time, whatever else the memory held."""
@@ -683,10 +702,15 @@ def repeats():
         return f"{count} times"
 
     count = 3 if options.quick else 200
+    # Of the tuned head shapes, in three pieces.
     for K, V in ((64, 128), (60, 60)) if options.quick else TUNED_HEADS + ((60, 60), (512, 512)):
         yield f"{K}x{V}", lambda K=K, V=V: case(chunk_gla, problem(2, 333, 2, K, V), count)
         yield f"{K}x{V} strong decay", lambda K=K, V=V: case(
             chunk_gla, problem(2, 333, 2, K, V, gates=lambda g: g * 60), count)
+    for K, V in () if options.quick else TUNED_HEADS:
+        for number, (B, T, H) in piece_shapes(V).items():
+            yield f"{K}x{V} pieces: {number}", lambda B=B, T=T, H=H, K=K, V=V: case(
+                chunk_gla, problem(B, T, H, K, V), count)
     yield "packed", lambda: case(
         chunk_gla, problem(1, 257, 2, 64, 128, cu_seqlens=[0, 63, 63, 128, 257]), count)
     yield "recurrent", lambda: case(fused_recurrent_gla, problem(2, 33, 2, 64, 128), count)
