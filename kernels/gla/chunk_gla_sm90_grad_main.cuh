@@ -83,6 +83,9 @@ class GradMain {
       const int index = step_ % C::kStages;
       BarrierWait(SharedAddress(&shared_.full[index]), StepParity<C>(step_));
       const auto& stage = shared_.stage[index];
+      // The last products of dA first: it is waited for.
+      if (i == C::kSteps - 1)
+        NamedBarrier(kGradLastStepBarrier, C::kThreads - 128);
       WgmmaFence();
       AddProduct(stage.state, stage.d_o[chunk_], q);
       AddProduct(stage.d_state, stage.v[chunk_], k);

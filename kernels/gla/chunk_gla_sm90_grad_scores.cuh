@@ -28,6 +28,7 @@ class GradScores {
         AddStep(d_a, flow);
         if (step == C::kSteps / 2) AwaitMains(n);
       }
+      NamedBarrierArrive(kGradLastStepBarrier, C::kThreads - 128);
       BarrierWait(SharedAddress(&shared_.can_score), n & 1);
       Store(work.rows, d_a[0], Single(), Single());
       Store(work.rows, d_a[1], Pair(), 0);

@@ -156,6 +156,7 @@ __device__ inline int Opaque(int i) {
 inline constexpr int kGradScoreBarrier = 1;
 inline constexpr int kGradMainBarrier = 2;
 inline constexpr int kGradSteepBarrier = 3;  // to 5: one a main warpgroup
+inline constexpr int kGradLastStepBarrier = 6;
 
 // Steps are counted over all items.
 template <typename C>
