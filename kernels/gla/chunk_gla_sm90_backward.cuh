@@ -26,6 +26,7 @@
 //   finished    dq, dk, dg are in their place
 //   rows_full   v or d_o of a chunk is there (a ring of three)
 //   state_full  S is
+//   flow_full   with 64 channels, both parts of the flow are stored
 // Between them, the main warpgroups meet when scores, dA and D are stored, when
 // v has been read, and when all operands have been read.
 #ifndef GLA_KERNELS_GLA_CHUNK_GLA_SM90_BACKWARD_CUH_
@@ -53,6 +54,7 @@ __global__ void __launch_bounds__(C::kThreads, 1)
       BarrierInit(SharedAddress(&shared.rows_full[r]), 1);
     }
     BarrierInit(SharedAddress(&shared.state_full), 1);
+    BarrierInit(SharedAddress(&shared.flow_full), C::kMainThreads);
     BarrierInitFence();
   }
   __syncthreads();

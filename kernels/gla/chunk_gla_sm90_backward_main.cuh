@@ -122,6 +122,7 @@ class BackwardMain : StateTile<C> {
     Touch(k);
     NamedBarrier(kBackwardMainBarrier, C::kMainThreads);
     // The operands, S, D and the scores have been read.
+    if constexpr (C::kSlabs == 1) ReadStateFlow(i, flow);
     if (IsLoader()) LoadState(i + 1);
     StoreValues(chunk, rows, x_slab, packed);
     FinishKeys(stage, finish, grad_chunk, any_steep, q, k, flow);
@@ -413,6 +414,17 @@ class BackwardMain : StateTile<C> {
         shared_.flow[group_][thread_.Channel(i)] = flow[i];
       }
     }
+    if (C::kSlabs == 1) BarrierArrive(SharedAddress(&shared_.flow_full));
+  }
+
+  // What both warpgroups have added in step i, where they share the tokens.
+  __device__ void ReadStateFlow(int i, float (&flow)[2]) const {
+    BarrierWait(SharedAddress(&shared_.flow_full), i & 1);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int channel = thread_.Channel(i);
+      flow[i] = shared_.flow[0][channel] + shared_.flow[1][channel];
+    }
   }
 
   __device__ void FinishKeys(int stage, const Finish& finish,
@@ -432,11 +444,6 @@ class BackwardMain : StateTile<C> {
     }
     finish.StoreKeys(any_steep, steep, q, k);
     if constexpr (C::kSlabs == 1) {
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const int channel = thread_.Channel(i);
-        flow[i] = shared_.flow[0][channel] + shared_.flow[1][channel];
-      }
       if (group_ == 1) {
         finish.SumTerms(q, flow);
         if (lane_ % 4 == 0) {

@@ -69,7 +69,7 @@ struct BackwardShared {
   float flow[C::kSlabs == 1 ? 3 : 1][64];
   int32_t any_steep[2][C::kSlabs];
   uint64_t raw_full[2], gated[2], finished[2];
-  uint64_t rows_full[3], state_full;
+  uint64_t rows_full[3], state_full, flow_full;
 };
 
 // Named barriers, beside kSteepBarrier and kSteepLoadBarrier.
