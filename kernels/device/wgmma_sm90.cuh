@@ -1,7 +1,8 @@
-// Device code for Hopper's warpgroup matrix products (PTX wgmma) on bf16 tiles
-// with float32 accumulators, and the tile layout they read.
+// Device code for Hopper's warpgroup matrix products (PTX wgmma) on bf16 (where
+// said so, fp16) tiles with float32 accumulators, and the tile layout they
+// read.
 //
-// A slab is a [64 rows][64 columns] bf16 matrix in shared memory, 128 bytes a
+// A slab is a [64 rows][64 columns] 16-bit matrix in shared memory, 128 bytes a
 // row, aligned to 1024 bytes; the 16-byte pieces of row r are permuted by
 // XOR with r % 8 (the 128-byte swizzle of TMA and wgmma). A slab serves as an
 // operand both ways: contracted along its columns (kAlongColumns: its rows are
@@ -16,8 +17,10 @@
 #define GLA_KERNELS_DEVICE_WGMMA_SM90_CUH_
 
 #include <cuda_bf16.h>
+#include <cuda_fp16.h>
 
 #include <cstdint>
+#include <type_traits>
 
 namespace gla {
 
@@ -106,17 +109,24 @@ __device__ inline void Wgmma(float (&d)[32], const uint32_t (&a)[4], uint64_t b,
         "r"(static_cast<int>(accumulate)), "n"(static_cast<int>(kB)));
 }
 
-// The same with A from a slab.
-template <Contract kA, Contract kB>
+// The same with A from a slab. Operands are bf16 or fp16.
+template <Contract kA, Contract kB, typename Operand = __nv_bfloat16>
 __device__ inline void Wgmma(float (&d)[32], uint64_t a, uint64_t b,
                              bool accumulate) {
-  asm volatile(
-      "{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 " GLA_WGMMA_LIST
-      "%32, %33, p, 1, 1, %35, %36;\n}\n"
-      : GLA_WGMMA_ACCUMULATORS(d)
-      : "l"(a), "l"(b), "r"(static_cast<int>(accumulate)),
-        "n"(static_cast<int>(kA)), "n"(static_cast<int>(kB)));
+#define GLA_WGMMA_SLABS(types)                                               \
+  asm volatile(                                                              \
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\n"                           \
+      "wgmma.mma_async.sync.aligned.m64n64k16.f32." types " " GLA_WGMMA_LIST \
+      "%32, %33, p, 1, 1, %35, %36;\n}\n"                                    \
+      : GLA_WGMMA_ACCUMULATORS(d)                                            \
+      : "l"(a), "l"(b), "r"(static_cast<int>(accumulate)),                   \
+        "n"(static_cast<int>(kA)), "n"(static_cast<int>(kB)))
+  if constexpr (std::is_same_v<Operand, __half>) {
+    GLA_WGMMA_SLABS("f16.f16");
+  } else {
+    GLA_WGMMA_SLABS("bf16.bf16");
+  }
+#undef GLA_WGMMA_SLABS
 }
 
 // A 64 x 128 product, A from a slab, B from two slabs in a row, one behind the
@@ -175,6 +185,12 @@ __device__ inline float LowFloat(uint32_t packed) {
 }
 __device__ inline float HighFloat(uint32_t packed) {
   return __uint_as_float(packed & 0xffff0000u);
+}
+
+// Two fp16 numbers; infinite from 2^16 on.
+__device__ inline uint32_t PackHalf(float low, float high) {
+  const __half2 packed = __floats2half2_rn(low, high);
+  return reinterpret_cast<const uint32_t&>(packed);
 }
 
 // Columns 16 step .. 16 step + 15 of an accumulator as an A operand.

@@ -92,7 +92,8 @@ Saved LayOutSaved(const ChunkGlaShape& s, const void* base) {
   Saved saved;
   saved.states = layout.Take<__nv_bfloat16>(StateElements(s));
   saved.operands = layout.Take<uint8_t>(OperandBytes(s));
-  saved.log_decays = layout.Take<float>(ChunkSlots(s) * s.H * s.K);
+  saved.log_decays =
+      layout.Take<float>(ChunkSlots(s) * s.H * s.K * kChunkParts);
   saved.bytes = layout.bytes();
   return saved;
 }

@@ -1,8 +1,9 @@
 // Shared by the tuned chunk GLA kernels: which rows a block works on, where
 // what is kept of chunks and segments lies, and the gated operands of a chunk.
 //
-// Operands. With b_t the cumulative log gate of a channel in its chunk and
-// B = b_last, a channel is *mild* when B >= -kMaxLog2Decay (in powers of two):
+// Operands (of all but the gradient kernel, chunk_gla_sm90_grad_shared.cuh).
+// With b_t the cumulative log gate of a channel in its chunk and B = b_last, a
+// channel is *mild* when B >= -kMaxLog2Decay (in powers of two):
 //   q~ = scale q e^b,   k^ = k e^-b,    S_end = e^B (S_start + k^^T v),
 // and its score terms are q~ k^. Otherwise it is *steep*: k^ would leave the
 // range where float32 sums are safe, so

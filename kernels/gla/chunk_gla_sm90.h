@@ -47,6 +47,10 @@ inline int64_t StateSlots(const ChunkGlaShape& shape) {
 // A stored state is bf16, [slot][H][K / 64][V / 64] slabs (wgmma_sm90.cuh, as
 // they lie in shared memory) whose rows are 64 values and columns 64 channels.
 
+// Parts of a chunk, for what is not in range over the whole of it.
+inline constexpr int kPartTokens = 16;
+inline constexpr int kChunkParts = kChunk / kPartTokens;
+
 // What the passes below need of every chunk: gated operands and scores,
 // [ChunkSlots][H] of ChunkOperands (chunk_gla_sm90.cuh). For K = 256.
 struct OperandArgs {
@@ -91,9 +95,9 @@ struct ScanArgs {
   // the chunks. Reverse: dS after them, times `edge` (chunk_gla_sm90.cuh) of
   // the last of them unless HasOperands: as that chunk's dv is formed from it.
   __nv_bfloat16* states;
-  // The gates of every chunk added up, in powers of two, as
-  // [ChunkSlots][H][K]; null: not wanted. Written by the forward pass where
-  // it gates, with y.
+  // The gates of every chunk added up to the end of each of its parts, in
+  // powers of two, [ChunkSlots][H][K / 64][kChunkParts][64]; null: not wanted.
+  // Written by the forward pass where it gates, with y.
   float* log_decays;
   // Whether the kernel before in the stream is one of this call, whose first
   // has waited for all before: the pass may get ready while that kernel ends

@@ -89,12 +89,11 @@ class BackwardGates {
   // What step i's gates add up to, as the forward pass left it, ahead of use.
   __device__ void LoadLogDecay(int i) {
     if (i >= work_.chunks) return;
-    LoadSums(args_.log_decays +
-                 ((work_.chunk_slot + ChunkAt<C>(work_, i)) * args_.shape.H +
-                  work_.h) *
-                     C::K +
-                 slab_ * 64 + Channel(),
-             log_decay_);
+    LoadSums(
+        LogDecays(args_.log_decays, args_.shape,
+                  work_.chunk_slot + ChunkAt<C>(work_, i), work_.h, slab_) +
+            (kChunkParts - 1) * 64 + Channel(),
+        log_decay_);
   }
 
   __device__ void Gate(int i) {
@@ -159,7 +158,7 @@ class BackwardGates {
       PieceAt(keys.q, r) = Round(x);
       GateKey(k, b, shift, x);
       PieceAt(keys.k, r) = Round(x);
-      PieceAt(keys.b, r) = LogUnits(b);
+      PieceAt(keys.b, r) = LogUnits<UnscaledParts::kLogUnits>(b);
     }
     FenceAsyncProxy();
     BarrierArrive(SharedAddress(&shared_.gated[stage]));

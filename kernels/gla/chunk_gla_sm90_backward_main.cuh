@@ -49,7 +49,7 @@ class BackwardMain : StateTile<C> {
   static constexpr Contract kColumns = Contract::kAlongColumns;
   static constexpr int kSize = C::kTokens / 2;  // accumulators of dq~, of dk^
   using Accumulators = float[kSize];
-  using Finish = GradFinish<Gate, kSize>;
+  using Finish = GradFinish<Gate, kSize, UnscaledParts>;
   static constexpr int kStateBytes = sizeof(State);
 
   __device__ bool IsStorer() const { return warp_ == 0 && lane_ == 0; }
@@ -110,9 +110,11 @@ class BackwardMain : StateTile<C> {
     Touch(k);
     LoadRowsIfFree(2 * i + 3);
     const GradChunk grad_chunk = MakeGradChunk(keys, chunk, rows);
-    const Finish finish(params_.grad, grad_chunk, thread_);
+    UnscaledParts parts = {};
+    const Finish finish(params_.grad, grad_chunk, thread_, parts);
     float flow[2];
-    finish.KeyFlow(k, flow);
+    finish.KeyFlow(
+        k, [](int, int) { return 1.0f; }, flow);
     WgmmaFence();
     QueryProducts(keys, k);
     WgmmaCommit();
@@ -125,7 +127,7 @@ class BackwardMain : StateTile<C> {
     if constexpr (C::kSlabs == 1) ReadStateFlow(i, flow);
     if (IsLoader()) LoadState(i + 1);
     StoreValues(chunk, rows, x_slab, packed);
-    FinishKeys(stage, finish, grad_chunk, any_steep, q, k, flow);
+    FinishKeys(stage, finish, grad_chunk, any_steep, parts, q, k, flow);
     FenceAsyncProxy();
     BarrierArrive(SharedAddress(&shared_.finished[stage]));
     // Before the next scores replace what steep channels were formed from.
@@ -417,9 +419,9 @@ class BackwardMain : StateTile<C> {
     if (C::kSlabs == 1) BarrierArrive(SharedAddress(&shared_.flow_full));
   }
 
-  // What both warpgroups have added in step i, where they share the tokens.
-  __device__ void ReadStateFlow(int i, float (&flow)[2]) const {
-    BarrierWait(SharedAddress(&shared_.flow_full), i & 1);
+  // What both warpgroups have added in a step, where they share the tokens.
+  __device__ void ReadStateFlow(int step, float (&flow)[2]) const {
+    BarrierWait(SharedAddress(&shared_.flow_full), step & 1);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const int channel = thread_.Channel(i);
@@ -429,20 +431,18 @@ class BackwardMain : StateTile<C> {
 
   __device__ void FinishKeys(int stage, const Finish& finish,
                              const GradChunk& chunk, bool any_steep,
-                             Accumulators& q, Accumulators& k,
-                             float (&flow)[2]) {
-    bool steep[2] = {false, false};
+                             UnscaledParts& parts, Accumulators& q,
+                             Accumulators& k, float (&flow)[2]) {
     if (any_steep) {
       const auto is_steep = [this, stage](int channel) {
         return IsSteepDecay(shared_.decay[stage][slab_ * 64 + channel]);
       };
-      GradSteep<Gate, kSize>(params_.grad, chunk, thread_,
-                             shared_.steep[group_])
+      parts = {{is_steep(thread_.Channel(0)), is_steep(thread_.Channel(1))}};
+      GradSteep<Gate, kSize, UnscaledParts>(params_.grad, chunk, thread_, parts,
+                                            shared_.steep[group_])
           .Add(kBackwardGroupBarrier + group_, is_steep, q, k);
-      steep[0] = is_steep(thread_.Channel(0));
-      steep[1] = is_steep(thread_.Channel(1));
     }
-    finish.StoreKeys(any_steep, steep, q, k);
+    finish.StoreKeys(any_steep, q, k);
     if constexpr (C::kSlabs == 1) {
       if (group_ == 1) {
         finish.SumTerms(q, flow);

@@ -41,7 +41,7 @@ struct BackwardShared {
   struct Keys {                        // of a chunk
     uint8_t q[C::kSlabs][kSlabBytes];  // q~, then dq
     uint8_t k[C::kSlabs][kSlabBytes];  // k^, then dk
-    uint8_t b[C::kSlabs][kSlabBytes];  // kLogUnits, then dg
+    uint8_t b[C::kSlabs][kSlabBytes];  // LogUnits, then dg
   };
   // Rows are values, columns channels; [channels / 64][values / 64].
   using State = uint8_t[C::kSlabs][2][kSlabBytes];

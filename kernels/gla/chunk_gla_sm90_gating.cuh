@@ -88,6 +88,30 @@ __device__ inline void LoadSums(const float* from, float (&to)[kChannels]) {
   }
 }
 
+// Where the sums of 64 channels of a chunk are (ScanArgs::log_decays).
+template <typename T>
+__device__ inline T* LogDecays(T* log_decays, const ChunkGlaShape& shape,
+                               int64_t chunk_slot, int h, int slab) {
+  const int64_t slabs = shape.K / 64;
+  return log_decays +
+         ((chunk_slot * shape.H + h) * slabs + slab) * (kChunkParts * 64);
+}
+
+// Stores a chunk's sums there, by the lanes with the first of a part's rows:
+// what is added up `before` this row, or for the chunk's first row `all`. A
+// lane has kRows rows from `row` on.
+template <int kRows, int kChannels>
+__device__ inline void StoreLogDecays(const float (&before)[kChannels],
+                                      const float (&all)[kChannels], int row,
+                                      int channel, float* to) {
+  static_assert(kPartTokens % kRows == 0);
+  if (row == 0) {
+    StoreSums(all, to + (kChunkParts - 1) * 64 + channel);
+  } else if (row % kPartTokens == 0) {
+    StoreSums(before, to + (row / kPartTokens - 1) * 64 + channel);
+  }
+}
+
 // Over kWarps warps that have a slab's rows, this one the rows of `part`: what
 // the gates before this lane's `own` add up to, and all of them. Barrier number
 // `barrier` is for the `threads` that call this together; `totals` are theirs

@@ -2,27 +2,33 @@
 // than 128 values.
 //
 // An item is a segment of three chunks of one head, 64 channels for each block
-// of a cluster of two. With S before the segment, D = edge_2 dS after it (times
-// edge_2 here or before it was stored, see ScanArgs::states) and the operands
-// q~, k^ of chunk_gla_sm90.cuh, transposed (rows are channels, columns tokens):
-//   dA_cj = mask(do_c v_j^T)
-//   dq~_c = S_c do_c^T + k^_c dA_cc^T
+// of a cluster of two. With S before the segment, D = e^B dS after it (e^B of
+// the last chunk may have been applied before it was stored, see
+// ScanArgs::states), transposed (rows are channels, columns tokens):
+//   q~ = q e^b,   k^ = k e^-b,   dA_cj = scale mask(do_c v_j^T)
+//   dq~_c = scale S_c do_c^T + k^_c dA_cc^T
 //   dk^_c = D_c v_c^T + q~_c dA_cc
 // where S_0 = S, D_2 = D, and what is between is not formed, but
-//   S_(c+1) do^T = edge_c (mid_c S_c do^T + k^_c (do v_c^T)^T)
-//   D_(c-1) v^T = edge_(c-1) (mid_c D_c v^T + q~_c (do_c v^T))
+//   S_(c+1) do^T = e^B_c (S_c do^T + k^_c (do v_c^T)^T)
+//   D_(c-1) v^T = e^B_(c-1) (D_c v^T + q~_c (do_c v^T))
 // (a segment of fewer chunks ends earlier). Then
-//   dq = scale e^b dq~,  dk = e^-b dk^  (steep: e^(B-b) dk^)
+//   dq = e^b dq~,  dk = e^-b dk^
 //   dg_t = flow + sum over s >= t of (q~_s dq~_s - k^_s dk^_s)
 // where flow, out of the segment, is <S, D> with all decays, plus the sum of k^
 // times the D term of dk^. The same float32 accumulators and rounded operands
-// in sum and flow: what flows from keys to D cancels exactly.
+// in sum and flow: what flows from keys to D cancels.
+//
+// q~, k^ and dA are fp16, with references and scales as told in
+// chunk_gla_sm90_grad_shared.cuh: of chunks that are not gentle, what is said
+// of chunks above holds for their parts, 16 tokens. A channel whose part decays
+// by more is *steep* there, k^ = k e^(B-b) with B of the part, and terms within
+// the part are formed one by one (GradSteep).
 //
 //   warpgroups 0, 1, 2 (main)  a chunk each; dq~ and dk^ in registers
 //   warpgroup 3 (scores)       forms half of dA, which it sends to the other
 //                              block, and <S, D>
-//   warps 16, 17, 18 (gates)   a chunk each: load q, k, g and gate them during
-//                              the steps; write dq, dk, dg
+//   warps 16, 17, 18 (keys)    a chunk each: load q, k, g and gate them during
+//                              the steps; store dq, dk, dg
 //   warp 19 (loads)            loads S, D and either do or v for both blocks,
 //                              in steps of 32 values, as far ahead as there is
 //                              room
@@ -30,23 +36,26 @@
 // A cluster takes item after item. Barriers:
 //   full, empty  of a stage, one step: loaded; read by main and scores of both
 //                blocks
-//   raw_full     q, k, g of a chunk are there; q and k of the next item are
-//                loaded when dq and dk have been stored, g when dg has
-//   gated_full   q~, k^ and gates are in their place; the item is known
-//   can_score    the other block is done with the last item's dA, and so has
-//                this one's half of that
+//   keys_full    q and k of a chunk are there
+//   gates_full   its g is there
+//   gated_full   q~, k^ and gates of all chunks are in their place; the item is
+//                known
+//   can_score    dA may be stored, here and in the other block: what had its
+//                place (dq, dk, then g) has been read in both
 //   scored       dA and <S, D> are stored, the other block's half too
 //   sent         the other block has this one's half
-//   keys_finished  a chunk's dq and dk are in the place of q~ and k^
-//   finished     its dg is in the place of gates, or stored if they have 32
-//                bits; it needs no more of dA and of <S, D>
+//   keys_free    dA is no more needed: the next item's q and k are loaded there
+//   keys_finished   a chunk's dq and dk are in the place of q~ and k^; the next
+//                item's g is loaded where dq was
+//   gates_finished  its dg is in the place of gates, or stored if they have 32
+//                bits; it needs no more of <S, D>
 #ifndef GLA_KERNELS_GLA_CHUNK_GLA_SM90_GRAD_CUH_
 #define GLA_KERNELS_GLA_CHUNK_GLA_SM90_GRAD_CUH_
 
 #include <algorithm>
 
 #include "kernels/device/tensor_map_sm90.h"
-#include "kernels/gla/chunk_gla_sm90_grad_gates.cuh"
+#include "kernels/gla/chunk_gla_sm90_grad_keys.cuh"
 #include "kernels/gla/chunk_gla_sm90_grad_loads.cuh"
 #include "kernels/gla/chunk_gla_sm90_grad_main.cuh"
 #include "kernels/gla/chunk_gla_sm90_grad_scores.cuh"
@@ -65,14 +74,16 @@ __global__ void __cluster_dims__(C::kCluster) __launch_bounds__(C::kThreads, 1)
                   4 * (kSegmentChunks + 1) * C::kCluster);
     }
     for (int c = 0; c < kSegmentChunks; ++c) {
-      BarrierInit(SharedAddress(&shared.raw_full[c]), 1);
+      BarrierInit(SharedAddress(&shared.keys_full[c]), 1);
+      BarrierInit(SharedAddress(&shared.gates_full[c]), 1);
       BarrierInit(SharedAddress(&shared.keys_finished[c]), 128);
-      BarrierInit(SharedAddress(&shared.finished[c]), 128);
+      BarrierInit(SharedAddress(&shared.gates_finished[c]), 128);
     }
     BarrierInit(SharedAddress(&shared.gated_full), 32 * kSegmentChunks);
-    BarrierInit(SharedAddress(&shared.can_score), 1);
+    BarrierInit(SharedAddress(&shared.can_score), kSegmentChunks * C::kCluster);
     BarrierInit(SharedAddress(&shared.scored), 128);
     BarrierInit(SharedAddress(&shared.sent), 1);
+    BarrierInit(SharedAddress(&shared.keys_free), 128 * kSegmentChunks);
     BarrierInitFence();
   }
   __syncthreads();
@@ -84,10 +95,10 @@ __global__ void __cluster_dims__(C::kCluster) __launch_bounds__(C::kThreads, 1)
     RaiseRegisters<C::kScoreRegisters>();
     GradScores<C>(params, shared).Run();
   } else {
-    LowerRegisters<C::kGateRegisters>();
+    LowerRegisters<C::kKeyRegisters>();
     const int chunk = warp % 4;
     if (chunk < kSegmentChunks) {
-      GradGates<C>(params, shared, chunk).Run();
+      GradKeys<C>(params, shared, chunk).Run();
     } else {
       if (threadIdx.x % 32 == 0) GradLoads<C>(params, shared).Run();
       __syncwarp();

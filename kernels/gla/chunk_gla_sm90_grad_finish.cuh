@@ -8,15 +8,13 @@
 
 namespace gla::internal {
 
-// Cumulative gates of mild channels as 16-bit integers, -512 b.
-inline constexpr float kLogUnits = 512;
-
-// -kLogUnits b rounded to integers of 16 bits.
-template <int kChannels>
+// -kUnits b, rounded to integers of 16 bits; kMayExceed: it may be larger.
+template <int kUnits, bool kMayExceed = true, int kChannels>
 __device__ inline Bf16Piece<kChannels> LogUnits(const float (&b)[kChannels]) {
   const auto units = [&b](int i) {
     constexpr float kIntegers = 1 << 23;  // floats from here on are integers
-    return __float_as_uint(fminf(b[i] * -kLogUnits, 65535) + kIntegers);
+    const float x = fmaf(b[i], -kUnits, kIntegers);
+    return __float_as_uint(kMayExceed ? fminf(x, kIntegers + 65535) : x);
   };
   Bf16Piece<kChannels> piece;
 #pragma unroll
@@ -26,15 +24,16 @@ __device__ inline Bf16Piece<kChannels> LogUnits(const float (&b)[kChannels]) {
   return piece;
 }
 
-// e^b (if kInverse, e^-b) of one of a pair of such integers. The fma is exact:
-// all of it are multiples of 1 / kLogUnits below 2^15.
-template <bool kInverse>
-__device__ inline float DecayOfUnits(uint32_t pair, int i) {
+// 2^-exponent e^b (if kInverse, e^-b) of one of a pair of such integers. The
+// fma is exact where the exponent is an integer: all of it are multiples of 1 /
+// kUnits below 2^15.
+template <int kUnits, bool kInverse>
+__device__ inline float DecayOfUnits(uint32_t pair, int i, float exponent) {
   constexpr uint32_t kIntegers = 0x4b000000;  // 2^23: bits below are integers
-  constexpr float kUnit = (kInverse ? 1 : -1) / kLogUnits;
+  constexpr float kUnit = (kInverse ? 1.0f : -1.0f) / kUnits;
   return Exp2(fmaf(
       __uint_as_float(__byte_perm(pair, kIntegers, i == 0 ? 0x7610 : 0x7632)),
-      kUnit, -(1 << 23) * kUnit));
+      kUnit, -(1 << 23) * kUnit - exponent));
 }
 
 // sums += x y, of eight bf16 numbers each.
@@ -51,25 +50,30 @@ __device__ inline void AddProducts(const uint4& x, const uint4& y,
 
 // What a main warpgroup does with its accumulators of a chunk, kSize of dq~ and
 // kSize of dk^ a thread. The results take the places of q~, k^ and the gates
-// (dg of 32-bit gates is stored).
-template <typename Gate, int kSize>
+// (dg of 32-bit gates is stored). `Scaling`, like UnscaledParts, says how the
+// operands are scaled.
+template <typename Gate, int kSize, typename Scaling>
 class GradFinish {
  public:
   __device__ GradFinish(const GradArgs& args, const GradChunk& chunk,
-                        const GradThread& thread)
+                        const GradThread& thread, const Scaling& scaling)
       : args_(args),
         chunk_(chunk),
         thread_(thread),
+        scaling_(scaling),
         fragment_(SlabOffset((thread.lane & 7) + ((thread.lane >> 4) << 3),
                              2 * thread.warp + ((thread.lane >> 3) & 1)) +
                   thread.first_token * 128) {}
 
-  // The sum of k^ d over the tokens that the quad has.
-  __device__ void KeyFlow(const float (&d)[kSize], float (&sum)[2]) const {
+  // The sum of k^ d over the tokens that the quad has, those of part s times
+  // weight(s, row); asked for the last part first.
+  template <typename Fn>
+  __device__ void KeyFlow(const float (&d)[kSize], Fn weight,
+                          float (&sum)[2]) const {
     if (chunk_.rows >= kChunk) {
-      AddKeyFlow<true>(d, sum);
+      AddKeyFlow<true>(d, weight, sum);
     } else {
-      AddKeyFlow<false>(d, sum);
+      AddKeyFlow<false>(d, weight, sum);
     }
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
@@ -80,35 +84,44 @@ class GradFinish {
 
   // dq~ and dk^ to dq and dk, stored, and the terms q~ dq~ - k^ dk^ of dg, in
   // q. Steep channels have passed through GradSteep.
-  __device__ void StoreKeys(bool any_steep, const bool (&steep)[2],
-                            float (&q)[kSize], float (&k)[kSize]) const {
+  __device__ void StoreKeys(bool any_steep, float (&q)[kSize],
+                            float (&k)[kSize]) const {
     if (!any_steep && chunk_.rows >= kChunk) {
-      StoreKeys<true>(steep, q, k);
+      StoreAllKeys<true>(q, k);
     } else {
-      StoreKeys<false>(steep, q, k);
+      StoreAllKeys<false>(q, k);
     }
   }
 
   // Terms to gradients: the sum of a token's and all later terms, plus `flow`,
   // to which all are added.
   __device__ void SumTerms(float (&term)[kSize], float (&flow)[2]) const {
+    constexpr int kBatch = 4;  // shuffles that are under way together
 #pragma unroll
-    for (int j = kSize / 4 - 1; j >= 0; --j) {
+    for (int j = kSize / 4 - 1; j >= 0; j -= kBatch / 2) {
+      // Of the lane beside this one, of both, of the quad's other two.
+      float beside[kBatch], both[kBatch], others[kBatch];
 #pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        float& first = term[4 * j + 2 * i];
-        float& second = term[4 * j + 2 * i + 1];
-        first += second;
-        // Of the lane beside this one, of both, of the quad's other two.
-        const float beside = __shfl_xor_sync(0xffffffff, first, 1);
-        const float both = first + beside;
-        const float others = __shfl_xor_sync(0xffffffff, both, 2);
-        float later = flow[i];
-        if (thread_.lane % 2 == 0) later += beside;
-        if (thread_.lane % 4 < 2) later += others;
-        first += later;
-        second += later;
-        flow[i] += both + others;
+      for (int n = 0; n < kBatch; ++n) {
+        const int e = 4 * (j - n / 2) + n % 2 * 2;
+        term[e] += term[e + 1];
+        beside[n] = __shfl_xor_sync(0xffffffff, term[e], 1);
+      }
+#pragma unroll
+      for (int n = 0; n < kBatch; ++n) {
+        const int e = 4 * (j - n / 2) + n % 2 * 2;
+        both[n] = term[e] + beside[n];
+        others[n] = __shfl_xor_sync(0xffffffff, both[n], 2);
+      }
+#pragma unroll
+      for (int n = 0; n < kBatch; ++n) {
+        const int e = 4 * (j - n / 2) + n % 2 * 2;
+        float later = flow[n % 2];
+        if (thread_.lane % 2 == 0) later += beside[n];
+        if (thread_.lane % 4 < 2) later += others[n];
+        term[e] += later;
+        term[e + 1] += later;
+        flow[n % 2] += both[n] + others[n];
       }
     }
   }
@@ -142,59 +155,83 @@ class GradFinish {
     return kPlain || thread_.Token(e) < chunk_.rows;
   }
 
-  template <bool kPlain>
-  __device__ void AddKeyFlow(const float (&d)[kSize], float (&sum)[2]) const {
+  template <bool kPlain, typename Fn>
+  __device__ void AddKeyFlow(const float (&d)[kSize], Fn weight,
+                             float (&sum)[2]) const {
     sum[0] = sum[1] = 0;
 #pragma unroll
-    for (int s = 0; s < kSize / 8; ++s) {
+    for (int s = kSize / 8 - 1; s >= 0; --s) {
       uint32_t x[4];
       LoadMatrixTransposed(SharedAddress(chunk_.k) + fragment_ + 2048 * s, x);
+      float of_part[2] = {0, 0};
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const int e = 8 * s + 2 * i;
-        if (IsRow<kPlain>(e)) sum[i % 2] += LowFloat(x[i]) * d[e];
-        if (IsRow<kPlain>(e + 1)) sum[i % 2] += HighFloat(x[i]) * d[e + 1];
+        const float2 key = Scaling::Unpack(x[i]);
+        if (IsRow<kPlain>(e)) of_part[i % 2] += key.x * d[e];
+        if (IsRow<kPlain>(e + 1)) of_part[i % 2] += key.y * d[e + 1];
       }
+#pragma unroll
+      for (int i = 0; i < 2; ++i) sum[i] += weight(s, i) * of_part[i];
     }
   }
 
+  // In two halves: less code, which comes from memory in every kernel's first
+  // item. k is not kept.
   template <bool kPlain>
-  __device__ void StoreKeys(const bool (&steep)[2], float (&q)[kSize],
-                            float (&k)[kSize]) const {
-    const uint32_t q_slab = SharedAddress(chunk_.q) + fragment_;
-    const uint32_t k_slab = SharedAddress(chunk_.k) + fragment_;
-    const uint32_t b_slab = SharedAddress(chunk_.b) + fragment_;
+  __device__ void StoreAllKeys(float (&q)[kSize], float (&k)[kSize]) const {
+    uint32_t offset = fragment_;
+#pragma unroll 1
+    for (int half = 0; half < 2; ++half) {
 #pragma unroll
-    for (int s = 0; s < kSize / 8; ++s) {
-      uint32_t x[4], y[4], b[4];
-      LoadMatrixTransposed(q_slab + 2048 * s, x);
-      LoadMatrixTransposed(k_slab + 2048 * s, y);
-      LoadMatrixTransposed(b_slab + 2048 * s, b);
+      for (int s = 0; s < kSize / 16; ++s) {
+        const uint32_t q_at = SharedAddress(chunk_.q) + offset + 2048 * s;
+        const uint32_t k_at = SharedAddress(chunk_.k) + offset + 2048 * s;
+        uint32_t x[4], y[4], b[4];
+        LoadMatrixTransposed(q_at, x);
+        LoadMatrixTransposed(k_at, y);
+        LoadMatrixTransposed(SharedAddress(chunk_.b) + offset + 2048 * s, b);
+        const int part = half * (kSize / 16) + s;
+        const PartScale scale[2] = {scaling_.Part(part, 0),
+                                    scaling_.Part(part, 1)};
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        FinishPair<kPlain>(8 * s + 2 * i, steep[i % 2], x[i], y[i], b[i], q, k);
+        for (int i = 0; i < 4; ++i) {
+          FinishPair<kPlain>(8 * s + 2 * i, half * kSize / 2, scale[i % 2],
+                             x[i], y[i], b[i], q, k);
+        }
+        StoreMatrixTransposed(q_at, x);
+        StoreMatrixTransposed(k_at, y);
       }
-      StoreMatrixTransposed(q_slab + 2048 * s, x);
-      StoreMatrixTransposed(k_slab + 2048 * s, y);
+      offset += 2048 * (kSize / 16);
+#pragma unroll
+      for (int e = 0; e < kSize / 2; ++e) {
+        const float other = q[e + kSize / 2];
+        q[e + kSize / 2] = q[e];
+        q[e] = other;
+        k[e] = k[e + kSize / 2];
+      }
     }
   }
 
   // Elements e and e + 1, with their operands x = q~, y = k^ and gates: x and y
   // become dq and dk, q the terms of dg.
   template <bool kPlain>
-  __device__ void FinishPair(int e, bool steep, uint32_t& x, uint32_t& y,
-                             uint32_t b, float (&q)[kSize],
-                             float (&k)[kSize]) const {
+  __device__ void FinishPair(int e, int before, const PartScale& scale,
+                             uint32_t& x, uint32_t& y, uint32_t b,
+                             float (&q)[kSize], float (&k)[kSize]) const {
+    constexpr int kUnits = Scaling::kLogUnits;
+    const float2 query = Scaling::Unpack(x), key = Scaling::Unpack(y);
     float term[2], dq[2], dk[2];
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const float q_operand = i == 0 ? LowFloat(x) : HighFloat(x);
-      const float k_operand = i == 0 ? LowFloat(y) : HighFloat(y);
-      term[i] = q_operand * q[e + i] - k_operand * k[e + i];
-      dq[i] = q[e + i] * args_.scale * DecayOfUnits<false>(b, i);
-      dk[i] = k[e + i] * DecayOfUnits<true>(b, i);
+      term[i] = (i == 0 ? query.x : query.y) * q[e + i] -
+                (i == 0 ? key.x : key.y) * k[e + i];
+      if (Scaling::kScaled) term[i] *= scale.term;
+      dq[i] = q[e + i] * DecayOfUnits<kUnits, false>(b, i, scale.dq);
+      if (!Scaling::kScaled) dq[i] *= args_.scale;
+      dk[i] = k[e + i] * DecayOfUnits<kUnits, true>(b, i, scale.dk);
     }
-    if (!kPlain && steep) {  // GradSteep has left them so.
+    if (!kPlain && scale.steep) {  // GradSteep has left them so.
       term[0] = __uint_as_float(__byte_perm(x, y, 0x1054));
       term[1] = __uint_as_float(__byte_perm(x, y, 0x3276));
       dq[0] = q[e], dq[1] = q[e + 1];
@@ -202,8 +239,8 @@ class GradFinish {
     }
     x = PackBf16(dq[0], dq[1]);
     y = PackBf16(dk[0], dk[1]);
-    q[e] = IsRow<kPlain>(e) ? term[0] : 0;
-    q[e + 1] = IsRow<kPlain>(e + 1) ? term[1] : 0;
+    q[e] = IsRow<kPlain>(e + before) ? term[0] : 0;
+    q[e + 1] = IsRow<kPlain>(e + 1 + before) ? term[1] : 0;
   }
 
   // Where element e is in a [B, T, H, K] tensor.
@@ -227,6 +264,7 @@ class GradFinish {
   const GradArgs& args_;
   const GradChunk& chunk_;
   const GradThread& thread_;
+  const Scaling& scaling_;
   const uint32_t fragment_;  // this lane's place in 16 rows of a slab, as
                              // ldmatrix and stmatrix want it
 };

@@ -26,16 +26,21 @@ class GradScores {
 #pragma unroll 1
       for (int step = 0; step < C::kSteps; ++step) {
         AddStep(d_a, flow);
-        if (step == C::kSteps / 2) AwaitMains(n);
       }
       NamedBarrierArrive(kGradLastStepBarrier, C::kThreads - 128);
+      Mask(work.rows, Single(), Single(), d_a[0]);
+      Mask(work.rows, Pair(), 0, d_a[1]);
+      Mask(work.rows, Pair(), 1, d_a[2]);
+      float exponent[3];
+      FindExponents(d_a, exponent);
       BarrierWait(SharedAddress(&shared_.can_score), n & 1);
-      Store(work.rows, d_a[0], Single(), Single());
-      Store(work.rows, d_a[1], Pair(), 0);
-      Store(work.rows, d_a[2], Pair(), 1);
+      Store(n, d_a[0], exponent[0], ScoreBlock(Single(), Single()));
+      Store(n, d_a[1], exponent[1], ScoreBlock(Pair(), 0));
+      Store(n, d_a[2], exponent[2], ScoreBlock(Pair(), 1));
       StoreFlow(flow);
       if (IsSender()) {
-        BarrierArriveExpect(SharedAddress(&shared_.scored), 3 * kSlabBytes);
+        BarrierArriveExpect(SharedAddress(&shared_.scored),
+                            3 * (kSlabBytes + kExponentBytes));
       } else {
         BarrierArrive(SharedAddress(&shared_.scored));
       }
@@ -49,19 +54,6 @@ class GradScores {
   __device__ int Pair() const { return rank_ == 0 ? 2 : 1; }
 
   __device__ bool IsSender() const { return warp_ == 0 && lane_ == 0; }
-
-  // Waits until the main warpgroups are done with dA and <S, D> of item n - 1,
-  // and tells the other block.
-  __device__ void AwaitMains(int n) {
-#pragma unroll 1
-    for (int c = 0; c < kSegmentChunks; ++c) {
-      BarrierWait(SharedAddress(&shared_.finished[c]), (n & 1) ^ 1);
-    }
-    if (IsSender()) {
-      ClusterBarrierArrive(
-          ClusterAddress(SharedAddress(&shared_.can_score), rank_ ^ 1));
-    }
-  }
 
   // dA += do v^T and flow += <S, D> of a step's values.
   __device__ void AddStep(float (&d_a)[3][32], float (&flow)[8]) {
@@ -136,35 +128,90 @@ class GradScores {
     shared_.flow[warp_][channel + 1] = flow[1];
   }
 
-  // Stores a block of dA, here and in the other block: queries of chunk `c`,
-  // keys of chunk `key`. Zero where the key is later and where there is no
-  // query.
-  __device__ void Store(int rows, const float (&d_a)[32], int c, int key) {
+  // Of a block of dA, queries of chunk `c` and keys of chunk `key`: zero where
+  // the key is later and where there is no query.
+  __device__ void Mask(int rows, int c, int key, float (&d_a)[32]) const {
+    if (c != key && (c + 1) * kChunk <= rows) return;
     const int lane = Opaque(lane_);
     const int row = warp_ * 16 + lane / 4, column = lane % 4 * 2;
-    const uint32_t slab = SharedAddress(shared_.d_a[ScoreBlock(c, key)]);
+#pragma unroll
+    for (int e = 0; e < 32; ++e) {
+      const int t = row + e / 2 % 2 * 8, u = column + e / 4 * 8 + e % 2;
+      if (c * kChunk + t >= rows || (c == key && u > t)) d_a[e] = 0;
+    }
+  }
+
+  // What each block of dA is scaled by.
+  __device__ void FindExponents(const float (&d_a)[3][32],
+                                float (&exponent)[3]) const {
+#pragma unroll
+    for (int i = 0; i < 3; ++i) {
+      float mosts[4] = {0, 0, 0, 0};  // side by side
+#pragma unroll
+      for (int e = 0; e < 32; ++e) {
+        mosts[e % 4] = fmaxf(mosts[e % 4], fabsf(d_a[i][e]));
+      }
+      const float most =
+          fmaxf(fmaxf(mosts[0], mosts[1]), fmaxf(mosts[2], mosts[3]));
+      // Positive numbers are in the order of their bits.
+      const uint32_t all = __reduce_max_sync(0xffffffff, __float_as_uint(most));
+      if (lane_ == 0) shared_.most_score[i][warp_] = __uint_as_float(all);
+    }
+    NamedBarrier(kGradScoreBarrier, 128);
+#pragma unroll
+    for (int i = 0; i < 3; ++i) {
+      const float4 most =
+          *reinterpret_cast<const float4*>(shared_.most_score[i]);
+      exponent[i] =
+          ExponentOf(fmaxf(fmaxf(most.x, most.y), fmaxf(most.z, most.w)) *
+                     fabsf(params_.args.scale));
+    }
+  }
+
+  // The power of two that brings numbers up to `most` as close to the end of
+  // fp16 as is safe.
+  static __device__ float ExponentOf(float most) {
+    constexpr float kRoundingUp = 1.0005f;  // 2^16 is past the end
+    const int exponent = (__float_as_int(most * kRoundingUp) >> 23) - 127;
+    return most == 0 ? 0 : min(15 - exponent, kMaxScoreExponent);
+  }
+
+  // Stores a block of dA of item n, times args.scale and its own scale, here
+  // and in the other block.
+  __device__ void Store(int n, const float (&d_a)[32], float exponent,
+                        int block) {
+    const int lane = Opaque(lane_);
+    const uint32_t slab = SharedAddress(shared_.d_a(n, block));
+    const float scale = params_.args.scale * Exp2(exponent);
 #pragma unroll
     for (int j = 0; j < 8; j += 2) {
       uint32_t pairs[4];
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const int t = row + i % 2 * 8, u = column + 8 * (j + i / 2);
         const int e = 4 * (j + i / 2) + i % 2 * 2;
-        // Without branches; `last` is the query's last key.
-        const int last = c * kChunk + t < rows ? t + (c - key) * kChunk : -1;
-        pairs[i] =
-            PackBf16(u <= last ? d_a[e] : 0, u + 1 <= last ? d_a[e + 1] : 0);
+        pairs[i] = PackHalf(d_a[e] * scale, d_a[e + 1] * scale);
       }
       // Matrices: rows 0 .. 7 and 8 .. 15 of eight columns, then of the next.
       StoreMatrix(slab + SlabOffset(warp_ * 16 + lane % 16, j + lane / 16),
                   pairs);
     }
+    if (IsSender()) {
+      *reinterpret_cast<float4*>(shared_.score_exponent[block]) = {exponent};
+    }
     FenceAsyncProxy();
     NamedBarrier(kGradScoreBarrier, 128);
     if (IsSender()) {
-      ClusterCopy(ClusterAddress(slab, rank_ ^ 1), slab, kSlabBytes,
-                  ClusterAddress(SharedAddress(&shared_.scored), rank_ ^ 1));
+      Send(slab, kSlabBytes);
+      Send(SharedAddress(shared_.score_exponent[block]), kExponentBytes);
     }
+  }
+
+  static constexpr int kExponentBytes = 16;
+
+  // Copies shared memory to the same place of the other block.
+  __device__ void Send(uint32_t from, int bytes) const {
+    ClusterCopy(ClusterAddress(from, rank_ ^ 1), from, bytes,
+                ClusterAddress(SharedAddress(&shared_.scored), rank_ ^ 1));
   }
 
   const GradParams& params_;

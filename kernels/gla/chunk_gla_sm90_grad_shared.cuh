@@ -27,8 +27,8 @@ struct GradConfig {
   static constexpr int kThreads = 128 * (kSegmentChunks + 2);
   // Registers of a thread; the warpgroups share 480, and the main ones keep the
   // 96 that all start with.
-  static constexpr int kScoreRegisters = 136;
-  static constexpr int kGateRegisters = 56;
+  static constexpr int kScoreRegisters = 128;
+  static constexpr int kKeyRegisters = 64;
 };
 
 struct GradParams {
@@ -37,6 +37,77 @@ struct GradParams {
   CUtensorMap d_o, v;  // [B T, H V]; boxes kSegment x kValues
   CUtensorMap q, k, g, dq, dk, d_g;  // [B T, H K]; boxes 64 x 64
   CUtensorMap states, d_states;      // [., 64]; boxes of kValues rows
+};
+
+// Operands are fp16, which has not the range of their decays. So each has a
+// reference, the token before its part, 16 tokens, or that before its chunk if
+// the chunk is *gentle*, no channel below 2^-kMaxGentleDecay; and the operands
+// of a channel and reference are scaled so that the largest could be 2^15. What
+// is decayed by 2^-28 is 2^-13 then, and fp16 keeps all its bits down to 2^-14:
+// numbers that are far below the channel's largest lose some where decays are
+// near the limit.
+inline constexpr int kMaxGentleDecay = 20;
+inline constexpr int kMaxPartDecay = 28;
+// Scales are powers of two, and no larger than these: what is smaller still
+// may be lost, but accumulators, scaled like both, stay in range (if two scales
+// in a row are not further apart than kMaxFactor).
+inline constexpr int kMaxOperandExponent = 30;
+inline constexpr int kMaxScoreExponent = 60;
+inline constexpr float kMaxFactor = 126;
+
+__device__ inline bool IsSteepPart(float log_decay) {
+  return log_decay < -kMaxPartDecay;
+}
+
+// Of a part and a channel, in powers of two.
+struct alignas(8) PartGates {
+  float decay;         // from this reference to the next one
+  uint32_t exponents;  // of q~ and k^, plus kExponentBias, 16 bits each
+
+  static constexpr int kExponentBias = 127;
+
+  __device__ float QueryExponent() const { return Exponent(0x7610); }
+  __device__ float KeyExponent() const { return Exponent(0x7632); }
+  __device__ bool IsSteep() const { return IsSteepPart(decay); }
+  // What of the decay is applied after and before the part's own terms, as
+  // `edge` and `mid` of a chunk (chunk_gla_sm90.cuh).
+  __device__ float Edge() const { return IsSteep() ? 0 : decay; }
+  __device__ float Mid() const { return IsSteep() ? decay : 0; }
+
+ private:
+  // One of them, which a byte_perm finds.
+  __device__ float Exponent(int half) const {
+    constexpr uint32_t kIntegers = 0x4b000000;  // 2^23: bits below are integers
+    return __uint_as_float(__byte_perm(exponents, kIntegers, half)) -
+           ((1 << 23) + kExponentBias);
+  }
+};
+
+// The Scaling of GradFinish and GradSteep.
+struct ScaledParts {
+  static constexpr bool kScaled = true;
+  static constexpr int kTokens = kPartTokens;
+  static constexpr int kLogUnits = 2048;
+
+  const PartGates (&gates)[kChunkParts][64];  // of the chunk
+  const GradThread& thread;
+  const float& score_exponent;  // of the chunk's dA, once it is there
+
+  static __device__ float2 Unpack(uint32_t pair) {
+    return __half22float2(reinterpret_cast<const __half2&>(pair));
+  }
+  static __device__ float Unpack(uint16_t x) {
+    return __half2float(__ushort_as_half(x));
+  }
+  __device__ float ScoreScale() const { return Exp2(-score_exponent); }
+  __device__ PartScale Part(int part, int row) const {
+    const PartGates own = gates[part][thread.Channel(row)];
+    const float q = own.QueryExponent(), k = own.KeyExponent();
+    return {.dq = k + score_exponent,
+            .dk = q + score_exponent,
+            .term = Exp2(-(q + k + score_exponent)),
+            .steep = own.IsSteep()};
+  }
 };
 
 // A block's slice, 64 channels, of a segment of a head.
@@ -97,15 +168,14 @@ class GradItems {
 // Which of GradShared::d_a has the block of queries of chunk `c` and keys of
 // chunk `key`.
 __device__ inline int ScoreBlock(int c, int key) {
-  return c * (c + 1) / 2 + key;
+  return c + (c == 2) + key;  // c (c + 1) / 2 + key
 }
 
 template <typename C>
 struct GradShared {
-  struct Gated {            // of a chunk
+  struct Keys {             // of a chunk
     uint8_t q[kSlabBytes];  // q~, then dq
     uint8_t k[kSlabBytes];  // k^, then dk
-    uint8_t b[kSlabBytes];  // kLogUnits, then dg
   };
   // A step of kValues values. States are rows of their slabs.
   struct Stage {
@@ -116,30 +186,54 @@ struct GradShared {
   };
   static constexpr int kScoreBlocks = kSegmentChunks * (kSegmentChunks + 1) / 2;
 
-  Gated gated[kSegmentChunks];
-  // dA, rows are queries. A main warpgroup has the steep channels at work in
-  // the place of one between two different chunks.
-  uint8_t d_a[kScoreBlocks][kSlabBytes];
+  // An item's operands have one half, dA the other; once nobody needs dA, the
+  // next item's q and k are loaded in its place. (dA's rows are queries. A main
+  // warpgroup has the steep channels at work in the place of a block between
+  // two different chunks.)
+  union Half {
+    Keys keys[kSegmentChunks];
+    uint8_t d_a[kScoreBlocks][kSlabBytes];
+  };
+  Half half[2];
+  uint8_t gates[kSegmentChunks][kSlabBytes];  // LogUnits, then dg
   Stage stage[C::kStages];
-  float log_decay[kSegmentChunks][64];  // B
+  // What dA is scaled by, in powers of two: [0] of a block. (16 bytes each, to
+  // be copied like it.)
+  alignas(16) float score_exponent[kScoreBlocks][4];
+  alignas(16) float most_score[3][4];  // of the blocks that are formed here, by
+                                       // warps
+  alignas(16) PartGates parts[kSegmentChunks][kChunkParts][64];
+  float log_decay[kSegmentChunks][64];  // B, as the forward pass left it
   float flow[4][64];                    // <S, D>, in four parts
   // Of each chunk: what its keys add to the flow out of the segment, and the
   // sum of its terms of dg.
   float key_flow[kSegmentChunks][64];
   float terms[kSegmentChunks][64];
-  GradWork work;  // the item that is gated
-  bool has_next;  // whether the block has another
+  // By chunk: the last items and the next one, and whether there is one.
+  GradWork works[4][kSegmentChunks];  // three, and one more for the mask
+  bool has_next[kSegmentChunks];
   int32_t any_steep[kSegmentChunks];
+  int32_t is_gentle[kSegmentChunks];
   uint64_t full[C::kStages];
   uint64_t empty[C::kStages];
-  uint64_t raw_full[kSegmentChunks];
-  uint64_t keys_finished[kSegmentChunks], finished[kSegmentChunks];
-  uint64_t gated_full, scored, can_score, sent;
+  uint64_t keys_full[kSegmentChunks], gates_full[kSegmentChunks];
+  uint64_t keys_finished[kSegmentChunks], gates_finished[kSegmentChunks];
+  uint64_t gated_full, scored, can_score, sent, keys_free;
 
+  // Of item n.
+  __device__ GradWork& work(int n, int chunk) { return works[n & 3][chunk]; }
+  __device__ Keys& keys(int n, int chunk) { return half[n & 1].keys[chunk]; }
+  // Where g is loaded: in the place of the last item's dq.
+  __device__ uint8_t (&raw_gates(int n, int chunk))[kSlabBytes] {
+    return half[~n & 1].keys[chunk].q;
+  }
+  __device__ uint8_t (&d_a(int n, int block))[kSlabBytes] {
+    return half[~n & 1].d_a[block];
+  }
   // Of a chunk's main warpgroup.
-  __device__ SteepChannels& steep(int chunk) {
+  __device__ SteepChannels& steep(int n, int chunk) {
     const int block = chunk == 0 ? ScoreBlock(1, 0) : ScoreBlock(2, chunk - 1);
-    return *reinterpret_cast<SteepChannels*>(d_a[block]);
+    return *reinterpret_cast<SteepChannels*>(d_a(n, block));
   }
 };
 static_assert(sizeof(SteepChannels) <= kSlabBytes);

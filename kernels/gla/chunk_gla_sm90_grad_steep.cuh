@@ -26,24 +26,58 @@ struct GradChunk {
   int64_t first;   // offset of the first token in a [B, T, H, K] tensor
   int64_t stride;  // H K, from token to token
   int rows;        // that the sequence has; may be more than a chunk
-  // Slabs of dA (rows are queries), q~, k^ and -kLogUnits times the gates.
+  // Slabs of dA (rows are queries), q~, k^ and the gates in LogUnits.
   const uint8_t* d_a;
   uint8_t *q, *k, *b;
 };
 
+// Of 16 tokens (a part) and a channel: the powers of two that dq~ and dk^ have
+// been multiplied by, what makes a product of both scales 1, and whether the
+// channel is steep there.
+struct PartScale {
+  float dq, dk;
+  float term;
+  bool steep;
+};
+
+// Operands of a chunk as they are, steep or not for all of its tokens.
+struct UnscaledParts {
+  static constexpr bool kScaled = false;
+  static constexpr int kTokens = kChunk;  // that are steep together
+  static constexpr int kLogUnits = 512;
+
+  bool steep[2];  // of a thread's rows
+
+  static __device__ float2 Unpack(uint32_t pair) {
+    return {LowFloat(pair), HighFloat(pair)};
+  }
+  static __device__ float Unpack(uint16_t x) {
+    return __uint_as_float(uint32_t{x} << 16);
+  }
+  __device__ float ScoreScale() const { return 1; }
+  __device__ PartScale Part(int part, int row) const {
+    return {0, 0, 1, steep[row]};
+  }
+};
+
 // In float32 and term by term, eight channels at a time. (Their part of the
-// products with dA is below 2^-kMaxLog2Decay of what is added here.) dq~ and
-// dk^ become dq and dk; the term of dg takes the place of the element's q~ and
-// k^, half its bits each.
-template <typename Gate, int kSize>
+// products with dA is far below what is added here.) dq~ and dk^ become dq and
+// dk; the term of dg takes the place of the element's q~ and k^, half its bits
+// each.
+template <typename Gate, int kSize, typename Scaling>
 class GradSteep {
  public:
   __device__ GradSteep(const GradArgs& args, const GradChunk& chunk,
-                       const GradThread& thread, SteepChannels& channels)
-      : args_(args), chunk_(chunk), thread_(thread), channels_(channels) {}
+                       const GradThread& thread, const Scaling& scaling,
+                       SteepChannels& channels)
+      : args_(args),
+        chunk_(chunk),
+        thread_(thread),
+        scaling_(scaling),
+        channels_(channels) {}
 
   // By the 128 threads of a warpgroup, together at named barrier `barrier`;
-  // is_steep(channel) says which.
+  // is_steep(channel) says which are, in any part.
   template <typename Fn>
   __device__ void Add(int barrier, Fn is_steep, float (&q)[kSize],
                       float (&k)[kSize]) const {
@@ -81,7 +115,10 @@ class GradSteep {
     const float* const b = channels_.b[thread_.lane / 4];
     const __nv_bfloat16* const raw_q = channels_.q[thread_.lane / 4];
     const __nv_bfloat16* const raw_k = channels_.k[thread_.lane / 4];
-    const float scale = args_.scale;
+    // Where operands are scaled, dA and dq~ have been multiplied by
+    // args_.scale.
+    const float scale = Scaling::kScaled ? 1 : args_.scale;
+    const float score_scale = scaling_.ScoreScale();
     // In local memory, so that the usual path keeps its registers.
     constexpr int kElements = kSize / 2;  // of a row
     float values[kElements][2];
@@ -92,38 +129,43 @@ class GradSteep {
     }
 #pragma unroll 1
     for (int n = 0; n < kElements; ++n) {
+      const PartScale part = scaling_.Part(n / 4, kRow);
+      if (!part.steep) continue;
       const int t = thread_.Token(n / 2 * 4 + n % 2);
-      const float q_value = values[n][0], k_value = values[n][1];
+      const int first = t / Scaling::kTokens * Scaling::kTokens;
+      const int last = first + Scaling::kTokens - 1;
+      const float before = first > 0 ? b[first - 1] : 0;
       // Of other tokens: what a token's key and query add for each other needs
       // no gate, and would only cancel in dg.
       float from_keys = 0, from_queries = 0;
 #pragma unroll 1
-      for (int u = 0; u < t; ++u) {
+      for (int u = first; u < t; ++u) {
         from_keys += Element(chunk_.d_a, t, u) * __bfloat162float(raw_k[u]) *
                      Exp2(b[t] - b[u]);
       }
 #pragma unroll 1
-      for (int u = t + 1; u < kChunk; ++u) {
+      for (int u = t + 1; u <= last; ++u) {
         from_queries += Element(chunk_.d_a, u, t) * __bfloat162float(raw_q[u]) *
                         Exp2(b[u] - b[t]);
       }
-      from_queries *= scale;
-      __nv_bfloat16* const q_operand =
-          ElementAt(chunk_.q, t, thread_.Channel(kRow));
-      __nv_bfloat16* const k_operand =
-          ElementAt(chunk_.k, t, thread_.Channel(kRow));
-      const uint32_t term =
-          __float_as_uint(__bfloat162float(*q_operand) * q_value +
-                          scale * __bfloat162float(raw_q[t]) * from_keys -
-                          (__bfloat162float(*k_operand) * k_value +
-                           __bfloat162float(raw_k[t]) * from_queries));
-      *q_operand = __ushort_as_bfloat16(term >> 16);
-      *k_operand = __ushort_as_bfloat16(term & 0xffff);
-      const float own = Element(chunk_.d_a, t, t);
+      from_keys *= score_scale;
+      from_queries *= score_scale * scale;
+      uint16_t* const q_operand = ElementAt(chunk_.q, t, thread_.Channel(kRow));
+      uint16_t* const k_operand = ElementAt(chunk_.k, t, thread_.Channel(kRow));
+      const uint32_t term = __float_as_uint(
+          part.term * (Scaling::Unpack(*q_operand) * values[n][0] -
+                       Scaling::Unpack(*k_operand) * values[n][1]) +
+          scale * __bfloat162float(raw_q[t]) * from_keys -
+          __bfloat162float(raw_k[t]) * from_queries);
+      *q_operand = term >> 16;
+      *k_operand = term & 0xffff;
+      const float own = Element(chunk_.d_a, t, t) * score_scale;
       from_keys += own * __bfloat162float(raw_k[t]);
       from_queries += scale * own * __bfloat162float(raw_q[t]);
-      values[n][0] = scale * (Exp2(b[t]) * q_value + from_keys);
-      values[n][1] = Exp2(b[kChunk - 1] - b[t]) * k_value + from_queries;
+      values[n][0] =
+          scale * (Exp2(b[t] - before - part.dq) * values[n][0] + from_keys);
+      values[n][1] =
+          Exp2(b[last] - b[t] - part.dk) * values[n][1] + from_queries;
     }
 #pragma unroll
     for (int n = 0; n < kElements; ++n) {
@@ -133,17 +175,17 @@ class GradSteep {
   }
 
   static __device__ float Element(const uint8_t* slab, int row, int column) {
-    return __bfloat162float(*reinterpret_cast<const __nv_bfloat16*>(
-        slab + SlabElement(row, column)));
+    return Scaling::Unpack(
+        *reinterpret_cast<const uint16_t*>(slab + SlabElement(row, column)));
   }
-  static __device__ __nv_bfloat16* ElementAt(uint8_t* slab, int row,
-                                             int column) {
-    return reinterpret_cast<__nv_bfloat16*>(slab + SlabElement(row, column));
+  static __device__ uint16_t* ElementAt(uint8_t* slab, int row, int column) {
+    return reinterpret_cast<uint16_t*>(slab + SlabElement(row, column));
   }
 
   const GradArgs& args_;
   const GradChunk& chunk_;
   const GradThread& thread_;
+  const Scaling& scaling_;
   SteepChannels& channels_;
 };
 

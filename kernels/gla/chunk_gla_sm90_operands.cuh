@@ -101,7 +101,7 @@ class OperandUnits {
 
   int count = -1, items = -1;  // before this unit, this item
   int unit = -1;               // of the item
-  int h;
+  int chunk, h;
   int64_t row;     // the chunk's first of the B T
   int rows;        // that the sequence has of it
   int64_t output;  // the index of the item's operands
@@ -113,7 +113,7 @@ class OperandUnits {
     const int H = s.H;
     output = item;
     h = item % H;
-    const int chunk = item / H;
+    chunk = item / H;
     const int n = FindSequenceOfSlot<kChunk>(cu_seqlens, s.T, s.N, chunk);
     const SequenceRows sequence = FindSequence(cu_seqlens, s.T, n);
     const int64_t before =
@@ -263,6 +263,11 @@ class OperandKernelRoles {
       late[c] = Exp2(all[c] - shift[c]);
     }
     if (first == 0) Note(unit, channel, all);
+    if (args_.log_decays != nullptr) {
+      StoreLogDecays<kRows>(b, all, first, channel,
+                            LogDecays(args_.log_decays, args_.shape, unit.chunk,
+                                      unit.h, unit.unit));
+    }
     Piece q[kRows], k[kRows];
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
@@ -299,10 +304,6 @@ class OperandKernelRoles {
     }
     StoreFactors(decay, channel, shared_.decay[unit.slot()].mid);
     any = __any_sync((1u << kLanes) - 1, any);
-    if (args_.log_decays != nullptr) {
-      StoreSums(all, args_.log_decays + unit.output * C::K + unit.unit * 64 +
-                         channel);
-    }
     bool* const is_steep =
         &shared_.is_steep[unit.note()][unit.unit * 64 + channel];
 #pragma unroll

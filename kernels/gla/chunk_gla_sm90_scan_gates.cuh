@@ -72,12 +72,11 @@ class ScanGates {
     if (!C::kOutput) {
 #pragma unroll
       for (int c = 0; c < kChannels; ++c) sums_[c] += all[c];
-    } else if (!C::kReverse && args_.log_decays != nullptr && first_row_ == 0 &&
-               HasOutput(i)) {
-      const int64_t slot = work_.chunk_slot + ChunkAt<C>(work_, i);
-      StoreSums(all, args_.log_decays +
-                         (slot * args_.shape.H + work_.h) * C::K +
-                         OwnSlab(own_) * 64 + Channel());
+    } else if (!C::kReverse && args_.log_decays != nullptr && HasOutput(i)) {
+      StoreLogDecays<kRows>(before, all, first_row_, Channel(),
+                            LogDecays(args_.log_decays, args_.shape,
+                                      work_.chunk_slot + ChunkAt<C>(work_, i),
+                                      work_.h, OwnSlab(own_)));
     }
     BarrierWait(SharedAddress(&shared_.raw_full[i % C::kRaws]),
                 Parity<C::kRaws>(i));
