@@ -8,15 +8,11 @@
 // binary tree (parts p and p^1, then p and p^2, ...). The tree is the same for
 // every slice width and however the tokens are split over calls, so is every
 // bit of the result.
-//
-// Launched as a dependent kernel: of calls in a row, each has its blocks in
-// place when the one before ends.
 #include <algorithm>
 #include <cmath>
 
 #include "kernels/base/ceil_div.h"
 #include "kernels/device/block_sum.cuh"
-#include "kernels/device/dependent_launch_sm90.cuh"
 #include "kernels/device/elements.cuh"
 #include "kernels/gla/recurrent_gla_head.cuh"
 #include "kernels/gla/recurrent_gla_sweep.h"
@@ -192,8 +188,6 @@ __global__ void __launch_bounds__(kParts* kColumnThreads,
                                                      : 32 / kColumnThreads)
     SweepKernel(const SweepParams p, const int tile_tokens) {
   using Tile = SweepTile<kRows, kWidth, kColumnThreads>;
-  LetNextKernelStart();
-  AwaitKernelBefore();
   extern __shared__ float4 shared[];
   const Tile tile(reinterpret_cast<float*>(shared), tile_tokens);
   const int K = p.shape.K, V = p.shape.V;
@@ -267,10 +261,10 @@ cudaError_t LaunchSweep(const SweepParams& p, cudaStream_t stream) {
   const int tile_tokens = std::min<int64_t>(kTileTokens, p.shape.T);
   const int64_t blocks =
       p.shape.N * p.shape.H * CeilDiv(p.shape.V, Tile::kColumns);
-  return LaunchKernel(/*dependent=*/true, dim3(blocks), Tile::kThreads,
-                      Tile::Bytes(tile_tokens), stream,
-                      SweepKernel<kRows, kWidth, kColumnThreads>, p,
-                      tile_tokens);
+  SweepKernel<kRows, kWidth, kColumnThreads>
+      <<<blocks, Tile::kThreads, Tile::Bytes(tile_tokens), stream>>>(
+          p, tile_tokens);
+  return cudaGetLastError();
 }
 
 // Threads side by side in a slice of V: as wide as possible while the blocks
