@@ -14,8 +14,8 @@
 //
 //   CPU   float, float. Float32 throughout; any B, T, H, K, V >= 1.
 //   CUDA  BFloat16 or Float16, float or BFloat16. Hopper; K, V <= 512. Sums and
-//         states are float32, operands of products are rounded (to bfloat16 on
-//         the tuned path, else to TF32). Takes device workspace.
+//         states are float32, operands of products are rounded (to bfloat16 or
+//         fp16 on the tuned path, else to TF32). Takes device workspace.
 //
 // Range of g: any value <= 0, -inf included. Log gates down to -7 per step in
 // all channels or -30 in single ones keep full accuracy; on CUDA dg then has

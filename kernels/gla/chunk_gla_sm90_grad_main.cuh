@@ -49,6 +49,7 @@ class GradMain {
   __device__ float LogDecay(int c, int i) const {
     return shared_.log_decay[c][thread_.Channel(i)];
   }
+
   // --- From the stored states.
 
   // q += S do^T, k += D v^T.

@@ -402,8 +402,8 @@ def gate_families():
 def guard_boundary():
     """Sums of a chunk's gates around where it may change its path, in all channels or one."""
     for (K, V), total in itertools.product(TUNED_HEADS[-1:] if options.quick else TUNED_HEADS,
-                                           (-13.8, -13.9, -20, -40, -59.9, -60, -60.1, -64, -77.5, -77.7,
-                                            -80, -87, -89, -200)):
+                                           (-13.8, -13.9, -20, -40, -59.9, -60, -60.1, -64, -77.5,
+                                            -77.7, -80, -87, -89, -200)):
         def everywhere(g, total=total):
             return torch.full_like(g, total / 64)
 
