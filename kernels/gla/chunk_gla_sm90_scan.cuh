@@ -20,9 +20,12 @@
 // Forward, per chunk, with A = q~, B = k^ (chunk_gla_sm90.cuh), x = v:
 //   scores = mask(A B^T)
 //   y^T = S^T A^T + x^T scores^T;   S^T = edge (mid S^T + x^T B)
-// Reverse, chunks from the last to the first, A = k^, B = q~, x = d_o:
+// Reverse, chunks from the last to the first, with A = k^, B = q~, x = d_o:
 //   dS^T = edge dS^T;   y^T = dS^T A^T + x^T scores^T;
 //   dS^T = mid dS^T + x^T B
+// Forward with 128 values scores have a second bf16 part, what rounding left of
+// them; and so have B's last 16 tokens in the update (kKeyRests): where gates
+// are strong, what they add is most of S.
 // Where only states are wanted (no y, or in the silent steps of a piece that
 // catches up) there is neither A nor scores.
 //

@@ -201,7 +201,15 @@ class ScanGates {
         GatedAt(stage.a, r) = gate(raw_a, !C::kReverse);
         own_scores[r] = Dot(raw_a, raw_b);
       }
-      GatedAt(stage.b, r) = gate(raw_b, C::kReverse);
+      if constexpr (C::kKeyRests) {
+        Gates y;
+        GateKey(raw_b, b, shift, y);
+        const Piece rounded = Round(y);
+        GatedAt(stage.b, r) = rounded;
+        if (first_row_ >= kFirstRest) RestAt(stage, r) = RoundRest(y, rounded);
+      } else {
+        GatedAt(stage.b, r) = gate(raw_b, C::kReverse);
+      }
     }
     if constexpr (kOutput) {
       auto& decay = shared_.decay[i % C::kStages][OwnSlab(own_)];
@@ -221,6 +229,15 @@ class ScanGates {
   __device__ Piece& GatedAt(uint8_t (&slabs)[C::kSlabs][kSlabBytes], int r) {
     return reinterpret_cast<Piece&>(
         slabs[OwnSlab(own_)][SlabElement(first_row_ + r, Channel())]);
+  }
+
+  // The same of what rounding left of the last rows.
+  static constexpr int kFirstRest = kChunk - C::kRestTokens;
+  static_assert(C::kRestTokens % kRows == 0);
+  template <typename Stage>
+  __device__ Piece& RestAt(Stage& stage, int r) {
+    return reinterpret_cast<Piece&>(stage.b_rest[OwnSlab(own_)][SlabElement(
+        first_row_ - kFirstRest + r, Channel())]);
   }
 
   // Sends the own slabs to the other block of the cluster, one a warp.

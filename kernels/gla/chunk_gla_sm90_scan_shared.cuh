@@ -30,6 +30,11 @@ struct ScanConfig {
   static constexpr int kStages = !kGates && !kOutput        ? 4
                                  : kSlabs == 4 || kOwn == 2 ? 2
                                                             : 3;
+  // Whether the keys of a chunk's last tokens, and scores, have a second bf16
+  // part, what rounding left of them. (Heads of 128 values have the time.)
+  static constexpr bool kKeyRests = kGates && !kReverse && V == 128;
+  static constexpr int kRestTokens = 16;
+  static constexpr int kScoreParts = kKeyRests && kOutput ? 2 : 1;
   // Buffers of q and k before gating; of gates there are two.
   static constexpr int kRaws = sizeof(Gate) == 4 && kOwn == 2 ? 1 : 2;
   static constexpr int kGateWarps = 8;
@@ -50,6 +55,7 @@ struct ScanConfig {
   // output the two that add up decays.
   static constexpr int kUsers = kGates || kOutput ? 8 : 10;
   static_assert(kOwn >= 1 && kOwn * kCluster == kSlabs);
+  static_assert(!kKeyRests || kCluster == 1, "rests are not sent");
 };
 
 // Of the gate warps.
@@ -77,7 +83,12 @@ struct GatedDecay : SlabDecay {
 
 template <typename C>
 struct ScanShared {
-  struct UpdateStage {
+  static constexpr int kRestBytes = C::kRestTokens * 128;
+  struct KeyRests {
+    uint8_t b_rest[C::kSlabs][kRestBytes];  // as rows of a slab
+  };
+  struct NoKeyRests {};
+  struct UpdateStage : std::conditional_t<C::kKeyRests, KeyRests, NoKeyRests> {
     uint8_t b[C::kSlabs][kSlabBytes];
     uint8_t x[2][kSlabBytes];  // a slab a state warpgroup
   };
@@ -87,8 +98,9 @@ struct ScanShared {
   using Stage = std::conditional_t<C::kOutput, OutputStage, UpdateStage>;
   Stage stage[C::kStages];
   union {
-    // Of a stage if they come with it, else of the step at work.
-    uint8_t scores[C::kGates || !C::kOutput ? 1 : C::kStages][kSlabBytes];
+    // Of a stage if they come with it, else the parts of the step's at work.
+    uint8_t scores[C::kGates || !C::kOutput ? C::kScoreParts : C::kStages]
+                  [kSlabBytes];
     SteepChannels steep;  // before scores are stored
   };
   std::conditional_t<C::kGates, GateBuffers<C>, NoGateBuffers> gates;

@@ -21,6 +21,7 @@ class ScanState : StateTile<C> {
     if (work_.chunks > 0) {
       if (WaitsEarly()) WaitFull(0);
       if (C::kReverse) FinishUpdate<0>(0);
+      if (kStoresEarly && work_.silent == 0) StoreSlabs(0);
       float p[16] = {};
       if constexpr (C::kOutput) {
 #pragma unroll 1
@@ -62,7 +63,7 @@ class ScanState : StateTile<C> {
     if (!WaitsEarly()) WaitFull(i);
     float y[32] = {};
     if constexpr (kOutput) {
-      uint8_t* const stored = StoredState(chunk);
+      uint8_t* const stored = kStoresEarly ? nullptr : StoredState(chunk);
       float own_scores[2];
       if constexpr (C::kGates) LoadOwnScores(decay, own_scores);
       WgmmaWait<0>();
@@ -161,18 +162,6 @@ class ScanState : StateTile<C> {
       own[i] *= args_.scale;
     }
   }
-  // Puts them in the place of products of rounded operands.
-  __device__ void SetOwnScores(const float (&own)[2], float (&p)[16]) const {
-    if (warp_ / 2 != group_) return;  // not in these columns
-    const int odd = lane_ / 4 - lane_ % 4 * 2;
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      if (j / 2 != warp_ % 2) continue;
-      float* const pair = &p[4 * j + 2 * (j % 2)];
-      if (odd == 0) pair[0] = own[j % 2];
-      if (odd == 1) pair[1] = own[j % 2];
-    }
-  }
 
   // Masks and stores them once they are there, in step i.
   __device__ void StoreScores(int i, int chunk, const float (&own)[2],
@@ -188,8 +177,10 @@ class ScanState : StateTile<C> {
       };
       Tile::AddSteepScores(chunk, is_steep, shared_.steep, p);
     }
-    SetOwnScores(own, p);
-    Tile::StoreScores(shared_.scores[0], IsCausal<C>, p);
+    // In the place of products of rounded operands.
+    Tile::ForOwnScores(p, [&own](int i, float& score) { score = own[i]; });
+    Tile::template StoreScores<C::kScoreParts>(shared_.scores[0], IsCausal<C>,
+                                               p);
     FenceAsyncProxy();
     BarrierArrive(SharedAddress(&shared_.scored));
   }
@@ -204,12 +195,15 @@ class ScanState : StateTile<C> {
     constexpr Contract kAlong = C::kReverse && !C::kGates
                                     ? Contract::kAlongRows
                                     : Contract::kAlongColumns;
-    const uint64_t scores = SlabDescriptor(
-        SharedAddress(shared_.scores[C::kGates ? 0 : i % C::kStages]));
     WgmmaFence();
 #pragma unroll
-    for (int step = 0; step < 4; ++step) {
-      Wgmma<kAlong>(y, x[step], StepDescriptor<kAlong>(scores, step), true);
+    for (int part = 0; part < C::kScoreParts; ++part) {
+      const uint64_t scores = SlabDescriptor(
+          SharedAddress(shared_.scores[C::kGates ? part : i % C::kStages]));
+#pragma unroll
+      for (int step = 0; step < 4; ++step) {
+        Wgmma<kAlong>(y, x[step], StepDescriptor<kAlong>(scores, step), true);
+      }
     }
     WgmmaCommit();
   }
@@ -252,9 +246,7 @@ class ScanState : StateTile<C> {
             true);
       }
       WgmmaCommit();
-      if (stored != nullptr) {
-        StoreHalfSlab(stored + s * (C::V / 64) * kSlabBytes, half % 2, a);
-      }
+      if (stored != nullptr) StoreHalfSlab(stored, s, half % 2, a);
       meanwhile(half);
       WgmmaWait<1>();  // Frees the registers of earlier groups.
     }
@@ -272,18 +264,28 @@ class ScanState : StateTile<C> {
             state_[s], x[step],
             StepDescriptor<Contract::kAlongRows>(slab, step), true);
       }
+      if constexpr (C::kKeyRests) {
+        Wgmma<Contract::kAlongRows>(
+            state_[s], x[3], SlabDescriptor(SharedAddress(tiles.b_rest[s])),
+            true);
+      }
       WgmmaCommit();
     }
   }
 
-  // Waits for the update, behind which kBehind groups have been started, and
-  // applies the edge of step `edge_step`, if there is one: to slab after slab.
+  // Whether a step's state is stored by the step before, as its slabs are done.
+  static constexpr bool kStoresEarly =
+      C::kGates && !C::kReverse && C::kOutput && C::V == 128;
+
+  // Waits for the update of step `i` (reverse: i - 1), behind which kBehind
+  // groups have been started, and applies the edge of step i, if there is one:
+  // to slab after slab.
   template <int kBehind>
-  __device__ void FinishUpdate(int edge_step) {
+  __device__ void FinishUpdate(int i) {
     if constexpr (C::kGates) {
-      FinishSlabs<0, kBehind>(edge_step < work_.chunks
-                                  ? shared_.decay[edge_step % C::kStages]
-                                  : nullptr);
+      FinishSlabs<0, kBehind>(
+          i < work_.chunks ? shared_.decay[i % C::kStages] : nullptr,
+          kStoresEarly ? EarlyState(i + 1) : nullptr);
     } else {
       WgmmaWait<kBehind>();
 #pragma unroll
@@ -291,12 +293,13 @@ class ScanState : StateTile<C> {
     }
   }
   template <int kSlab, int kBehind>
-  __device__ void FinishSlabs(const GatedDecay* edges) {
+  __device__ void FinishSlabs(const GatedDecay* edges, uint8_t* stored) {
     if constexpr (kSlab < C::kSlabs) {
       WgmmaWait<C::kSlabs - 1 - kSlab + kBehind>();
       Touch(state_[kSlab]);
       if (edges != nullptr) Scale(kSlab, edges[kSlab].edge);
-      FinishSlabs<kSlab + 1, kBehind>(edges);
+      if (stored != nullptr) StoreSlab(kSlab, stored);
+      FinishSlabs<kSlab + 1, kBehind>(edges, stored);
     }
   }
 
@@ -392,14 +395,37 @@ class ScanState : StateTile<C> {
            column_ / 64 * kSlabBytes;
   }
 
-  // Half of a slab's channels, as operands, to a slab as chunk_gla_sm90.h has
-  // it: 16 bytes of a row a lane.
-  __device__ void StoreHalfSlab(uint8_t* slab, int half,
+  // Half of the channels of slab `s`, as operands, to a slab as
+  // chunk_gla_sm90.h has it: 16 bytes of a row a lane.
+  __device__ void StoreHalfSlab(uint8_t* stored, int s, int half,
                                 const uint32_t (&a)[2][4]) const {
+    uint8_t* const slab = stored + s * (C::V / 64) * kSlabBytes;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       uint32_t words[4] = {a[0][i], a[0][2 + i], a[1][i], a[1][2 + i]};
       StoreRowWords(slab, Row() + 8 * i, 4 * half, words);
+    }
+  }
+
+  // Where step i's state is to be stored; null if it is not to be.
+  __device__ uint8_t* EarlyState(int i) const {
+    return i < work_.silent || i >= work_.chunks
+               ? nullptr
+               : StoredState(ChunkAt<C>(work_, i));
+  }
+  __device__ void StoreSlabs(int i) const {
+    uint8_t* const stored = EarlyState(i);
+    if (stored == nullptr) return;
+#pragma unroll
+    for (int s = 0; s < C::kSlabs; ++s) StoreSlab(s, stored);
+  }
+  __device__ void StoreSlab(int s, uint8_t* stored) const {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      uint32_t a[2][4];
+      PackOperand(state_[s], 2 * half, a[0]);
+      PackOperand(state_[s], 2 * half + 1, a[1]);
+      StoreHalfSlab(stored, s, half, a);
     }
   }
 

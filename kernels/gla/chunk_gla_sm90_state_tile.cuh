@@ -30,11 +30,28 @@ class StateTile {
   __device__ int Row() const { return warp_ * 16 + lane_ / 4; }
   __device__ int Column() const { return 32 * group_ + lane_ % 4 * 2; }
 
-  // Stores those that is_kept(row, column), the others as zeros.
+  // fn(i, element) for those of this thread's elements that are a token's with
+  // itself, of token Row() + 8 i.
   template <typename Fn>
-  __device__ void StoreScores(uint8_t (&slab)[kSlabBytes], Fn is_kept,
+  __device__ void ForOwnScores(float (&p)[16], Fn fn) const {
+    if (warp_ / 2 != group_) return;  // not in these columns
+    const int odd = lane_ / 4 - lane_ % 4 * 2;
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      if (j / 2 != warp_ % 2) continue;
+      float* const pair = &p[4 * j + 2 * (j % 2)];
+      if (odd == 0) fn(j % 2, pair[0]);
+      if (odd == 1) fn(j % 2, pair[1]);
+    }
+  }
+
+  // Stores those that is_kept(row, column), the others as zeros, in kParts bf16
+  // parts, a slab each: a part is what rounding left out of those before it.
+  template <int kParts = 1, typename Fn>
+  __device__ void StoreScores(uint8_t* slabs, Fn is_kept,
                               const float (&p)[16]) const {
-    const uint32_t element = SharedAddress(slab) + SlabElement(Row(), Column());
+    const uint32_t element =
+        SharedAddress(slabs) + SlabElement(Row(), Column());
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
 #pragma unroll
@@ -42,9 +59,15 @@ class StateTile {
         // Eight columns on, eight rows on.
         const uint32_t address = (element ^ (j << 4)) + i * 1024;
         const int row = Row() + 8 * i, column = Column() + 8 * j;
-        const float low = is_kept(row, column) ? p[4 * j + 2 * i] : 0;
-        const float high = is_kept(row, column + 1) ? p[4 * j + 2 * i + 1] : 0;
-        StoreShared32(address, PackBf16(low, high));
+        float low = is_kept(row, column) ? p[4 * j + 2 * i] : 0;
+        float high = is_kept(row, column + 1) ? p[4 * j + 2 * i + 1] : 0;
+#pragma unroll
+        for (int part = 0; part < kParts; ++part) {
+          const uint32_t packed = PackBf16(low, high);
+          StoreShared32(address + part * kSlabBytes, packed);
+          low -= LowFloat(packed);
+          high -= HighFloat(packed);
+        }
       }
     }
   }
