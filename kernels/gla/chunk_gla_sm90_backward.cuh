@@ -5,7 +5,7 @@
 // A block works on a piece of a head. Per chunk, with the operands of
 // chunk_gla_sm90.cuh and D = edge dS (transposed in registers: rows are values,
 // columns channels):
-//   scores = mask(q~ k^^T);  dA = mask(d_o v^T)
+//   scores = mask(q~ k^^T);  dA = mask(d_o v^T), its diagonal apart
 //   dv  = k^ D + scores^T d_o
 //   dk^ = v D^T + dA^T q~;   dk = e^-b dk^  (steep: e^(B-b) dk^)
 //   dq~ = d_o S^T + dA k^;   dq = scale e^b dq~
@@ -13,7 +13,13 @@
 //   dS  = mid D + q~^T d_o
 // where flow, out of the chunk, is mid <S, D> plus the sum of k^ v D^T: from
 // the same float32 accumulators and rounded operands as the sum, so that what
-// flows from keys to D cancels exactly.
+// flows from keys to D cancels exactly. dA's diagonal is apart, in float32:
+// what it adds to dq~ and dk^ is added when the terms of dg have been formed,
+// for there it cancels, but rounded would outweigh what strong gates leave.
+//
+// With 64 channels q~, k^, scores and dA have two bf16 parts, a number rounded
+// and the rest that rounding left (BackwardConfig::kRests). Of a product of two
+// that of both rests is left out, and dS takes q~ without its rest.
 //
 //   warpgroups 0, 1 (main)  64 values each of dS and dv, and half of dq, dk and
 //       dg: channels, or with 64 channels tokens. One thread loads v, d_o, S.

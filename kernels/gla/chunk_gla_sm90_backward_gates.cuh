@@ -118,6 +118,15 @@ class BackwardGates {
                          int r) -> Piece {
       return first_row_ + r < rows ? PieceAt(slabs, r) : Piece{};
     };
+    // A row of an operand and, if there is one, of its rest.
+    const auto store = [&](const Gates& x, bool is_query, int r) {
+      const Piece rounded = Round(x);
+      PieceAt(is_query ? keys.q : keys.k, r) = rounded;
+      if constexpr (C::kRests) {
+        auto& rests = shared_.rests[stage];
+        PieceAt(is_query ? rests.q : rests.k, r) = RoundRest(x, rounded);
+      }
+    };
     Gates own = {}, b, all;
 #pragma unroll
     for (int r = 0; r < kRows; ++r) AddGates(gates(r), own);
@@ -155,10 +164,10 @@ class BackwardGates {
       AddGates(g, b);
       Gates x;
       GateQuery(q, b, args_.scale, x);
-      PieceAt(keys.q, r) = Round(x);
+      store(x, /*is_query=*/true, r);
       GateKey(k, b, shift, x);
-      PieceAt(keys.k, r) = Round(x);
-      PieceAt(keys.b, r) = LogUnits<UnscaledParts::kLogUnits>(b);
+      store(x, /*is_query=*/false, r);
+      PieceAt(keys.b, r) = LogUnits<C::Scaling::kLogUnits>(b);
     }
     FenceAsyncProxy();
     BarrierArrive(SharedAddress(&shared_.gated[stage]));

@@ -49,7 +49,8 @@ class BackwardMain : StateTile<C> {
   static constexpr Contract kColumns = Contract::kAlongColumns;
   static constexpr int kSize = C::kTokens / 2;  // accumulators of dq~, of dk^
   using Accumulators = float[kSize];
-  using Finish = GradFinish<Gate, kSize, UnscaledParts>;
+  using Scaling = typename C::Scaling;
+  using Finish = GradFinish<Gate, kSize, Scaling>;
   static constexpr int kStateBytes = sizeof(State);
 
   __device__ bool IsStorer() const { return warp_ == 0 && lane_ == 0; }
@@ -83,7 +84,7 @@ class BackwardMain : StateTile<C> {
       LoadMatrixTransposed(x_slab + fragment_ + 2048 * step, x[step]);
     }
     float y[32] = {};
-    ValueProducts(keys, x, y);
+    ValueProducts(stage, x, y);
     if (any_steep) ScaleByMid(shared_.decay[stage]);
     UpdateState(keys, x);
     Accumulators k = {};
@@ -104,19 +105,19 @@ class BackwardMain : StateTile<C> {
     Accumulators q = {};
     WgmmaFence();
     StateProduct(shared_.state, d_o, q);
-    KeyProducts(keys, q);
+    KeyProducts(stage, q);
     WgmmaCommit();
     WgmmaWait<1>();
     Touch(k);
     LoadRowsIfFree(2 * i + 3);
-    const GradChunk grad_chunk = MakeGradChunk(keys, chunk, rows);
-    UnscaledParts parts = {};
+    const GradChunk grad_chunk = MakeGradChunk(stage, chunk, rows);
+    Scaling parts = {};
     const Finish finish(params_.grad, grad_chunk, thread_, parts);
     float flow[2];
     finish.KeyFlow(
         k, [](int, int) { return 1.0f; }, flow);
     WgmmaFence();
-    QueryProducts(keys, k);
+    QueryProducts(stage, k);
     WgmmaCommit();
     AddStateFlow(shared_.decay[stage], flow);
     WgmmaWait<0>();
@@ -191,7 +192,7 @@ class BackwardMain : StateTile<C> {
                              const Rows& d_o) {
     float p[16] = {}, d_a[16] = {};
     WgmmaFence();
-    StartScores(shared_.keys[stage], v, d_o, p, d_a);
+    StartScores(stage, v, d_o, p, d_a);
     WgmmaCommit();
     WgmmaWait<0>();
     Touch(p);
@@ -203,19 +204,27 @@ class BackwardMain : StateTile<C> {
       };
       Tile::AddSteepScores(chunk, is_steep, shared_.steep[0], p);
     }
-    Tile::StoreScores(shared_.scores, IsCausal<C>, p);
-    const auto has_key = [](int query, int key) { return key <= query; };
-    Tile::StoreScores(shared_.d_a, has_key, d_a);
+    Tile::template StoreScores<C::kParts>(shared_.scores[0], IsCausal<C>, p);
+    Tile::ForOwnScores(d_a, [this, stage](int i, float& own) {
+      shared_.own_d_a[stage][Tile::Row() + 8 * i] = own;
+    });
+    const auto has_key = [](int query, int key) { return key < query; };
+    Tile::template StoreScores<C::kParts>(shared_.d_a[0], has_key, d_a);
     FenceAsyncProxy();
     return any_steep;
   }
 
   // p = k^ q~^T, d_a = d_o v^T.
-  __device__ void StartScores(const Keys& keys, const Rows& v, const Rows& d_o,
+  __device__ void StartScores(int stage, const Rows& v, const Rows& d_o,
                               float (&p)[16], float (&d_a)[16]) {
+    const Keys& keys = shared_.keys[stage];
 #pragma unroll
     for (int s = 0; s < C::kSlabs; ++s) {
       AddProduct(keys.k[s], keys.q[s], s > 0, p);
+      if constexpr (C::kRests) {
+        AddProduct(keys.k[s], shared_.rests[stage].q[s], true, p);
+        AddProduct(shared_.rests[stage].k[s], keys.q[s], true, p);
+      }
     }
 #pragma unroll
     for (int s = 0; s < 2; ++s) AddProduct(d_o[s], v[s], s > 0, d_a);
@@ -283,12 +292,13 @@ class BackwardMain : StateTile<C> {
 
   // y = D^T k^^T + d_o^T scores^T. Returns with at most one group of products
   // under way.
-  __device__ void ValueProducts(const Keys& keys, const uint32_t (&x)[4][4],
+  __device__ void ValueProducts(int stage, const uint32_t (&x)[4][4],
                                 float (&y)[32]) {
 #pragma unroll
     for (int half = 0; half < 2 * C::kSlabs; ++half) {
       const int s = half / 2, first = half % 2 * 2;
-      const uint64_t slab = SlabDescriptor(SharedAddress(keys.k[s]));
+      const uint64_t slab =
+          SlabDescriptor(SharedAddress(shared_.keys[stage].k[s]));
       uint32_t a[2][4];
       PackOperand(state_[s], first, a[0]);
       PackOperand(state_[s], first + 1, a[1]);
@@ -297,15 +307,26 @@ class BackwardMain : StateTile<C> {
       for (int i = 0; i < 2; ++i) {
         Wgmma<kColumns>(y, a[i], StepDescriptor<kColumns>(slab, first + i),
                         half + i > 0);
+        if constexpr (C::kRests) {
+          const uint64_t rest =
+              SlabDescriptor(SharedAddress(shared_.rests[stage].k[s]));
+          Wgmma<kColumns>(y, a[i], StepDescriptor<kColumns>(rest, first + i),
+                          true);
+        }
       }
       WgmmaCommit();
       WgmmaWait<1>();  // Frees the registers of earlier groups.
     }
-    const uint64_t scores = SlabDescriptor(SharedAddress(shared_.scores));
     WgmmaFence();
 #pragma unroll
-    for (int step = 0; step < 4; ++step) {
-      Wgmma<kColumns>(y, x[step], StepDescriptor<kColumns>(scores, step), true);
+    for (int part = 0; part < C::kParts; ++part) {
+      const uint64_t scores =
+          SlabDescriptor(SharedAddress(shared_.scores[part]));
+#pragma unroll
+      for (int step = 0; step < 4; ++step) {
+        Wgmma<kColumns>(y, x[step], StepDescriptor<kColumns>(scores, step),
+                        true);
+      }
     }
     WgmmaCommit();
   }
@@ -345,16 +366,24 @@ class BackwardMain : StateTile<C> {
 
   // --- dq, dk, dg: this warpgroup's channels and tokens; rows are channels.
 
-  __device__ GradChunk MakeGradChunk(Keys& keys, int chunk, int rows) {
+  __device__ GradChunk MakeGradChunk(int stage, int chunk, int rows) {
     const int64_t row = work_.rows.first + chunk * kChunk;
     const int64_t H = args_.shape.H;
-    return {.first = (row * H + work_.h) * C::K + slab_ * 64,
-            .stride = H * C::K,
-            .rows = rows,
-            .d_a = shared_.d_a,
-            .q = keys.q[slab_],
-            .k = keys.k[slab_],
-            .b = keys.b[slab_]};
+    Keys& keys = shared_.keys[stage];
+    GradChunk grad_chunk = {.first = (row * H + work_.h) * C::K + slab_ * 64,
+                            .stride = H * C::K,
+                            .rows = rows,
+                            .d_a = shared_.d_a[0],
+                            .q = keys.q[slab_],
+                            .k = keys.k[slab_],
+                            .b = keys.b[slab_],
+                            .own_d_a = shared_.own_d_a[stage]};
+    if constexpr (C::kRests) {
+      grad_chunk.d_a_rest = shared_.d_a[1];
+      grad_chunk.q_rest = shared_.rests[stage].q[slab_];
+      grad_chunk.k_rest = shared_.rests[stage].k[slab_];
+    }
+    return grad_chunk;
   }
 
   // d = state rows^T, of all values.
@@ -374,26 +403,40 @@ class BackwardMain : StateTile<C> {
   }
 
   // q += k^ dA^T.
-  __device__ void KeyProducts(const Keys& keys, Accumulators& q) {
-    const uint64_t a = SlabDescriptor(SharedAddress(keys.k[slab_]));
-    const uint64_t d_a =
-        SlabDescriptor(SharedAddress(shared_.d_a) + thread_.first_token * 128);
-#pragma unroll
-    for (int step = 0; step < 4; ++step) {
-      Wgmma<kRows, kColumns>(q, StepDescriptor<kRows>(a, step),
-                             StepDescriptor<kColumns>(d_a, step), true);
+  __device__ void KeyProducts(int stage, Accumulators& q) {
+    const auto& k = shared_.keys[stage].k[slab_];
+    AddScoreProduct<kColumns>(k, shared_.d_a[0], q);
+    if constexpr (C::kRests) {
+      AddScoreProduct<kColumns>(k, shared_.d_a[1], q);
+      AddScoreProduct<kColumns>(shared_.rests[stage].k[slab_], shared_.d_a[0],
+                                q);
     }
   }
 
   // k += q~ dA.
-  __device__ void QueryProducts(const Keys& keys, Accumulators& k) {
-    const uint64_t a = SlabDescriptor(SharedAddress(keys.q[slab_]));
-    const uint64_t d_a =
-        SlabDescriptor(SharedAddress(shared_.d_a) + thread_.first_token * 2);
+  __device__ void QueryProducts(int stage, Accumulators& k) {
+    const auto& q = shared_.keys[stage].q[slab_];
+    AddScoreProduct<kRows>(q, shared_.d_a[0], k);
+    if constexpr (C::kRests) {
+      AddScoreProduct<kRows>(q, shared_.d_a[1], k);
+      AddScoreProduct<kRows>(shared_.rests[stage].q[slab_], shared_.d_a[0], k);
+    }
+  }
+
+  // d += operand dA^T, contracted along the columns of dA, or operand dA, along
+  // its rows.
+  template <Contract kAlong>
+  __device__ void AddScoreProduct(const uint8_t (&operand)[kSlabBytes],
+                                  const uint8_t (&d_a)[kSlabBytes],
+                                  Accumulators& d) {
+    constexpr int kTokenBytes = kAlong == kColumns ? 128 : 2;
+    const uint64_t a = SlabDescriptor(SharedAddress(operand));
+    const uint64_t b =
+        SlabDescriptor(SharedAddress(d_a) + thread_.first_token * kTokenBytes);
 #pragma unroll
     for (int step = 0; step < 4; ++step) {
-      Wgmma<kRows, kRows>(k, StepDescriptor<kRows>(a, step),
-                          StepDescriptor<kRows>(d_a, step), true);
+      Wgmma<kRows, kAlong>(d, StepDescriptor<kRows>(a, step),
+                           StepDescriptor<kAlong>(b, step), true);
     }
   }
 
@@ -431,15 +474,15 @@ class BackwardMain : StateTile<C> {
 
   __device__ void FinishKeys(int stage, const Finish& finish,
                              const GradChunk& chunk, bool any_steep,
-                             UnscaledParts& parts, Accumulators& q,
-                             Accumulators& k, float (&flow)[2]) {
+                             Scaling& parts, Accumulators& q, Accumulators& k,
+                             float (&flow)[2]) {
     if (any_steep) {
       const auto is_steep = [this, stage](int channel) {
         return IsSteepDecay(shared_.decay[stage][slab_ * 64 + channel]);
       };
       parts = {{is_steep(thread_.Channel(0)), is_steep(thread_.Channel(1))}};
-      GradSteep<Gate, kSize, UnscaledParts>(params_.grad, chunk, thread_, parts,
-                                            shared_.steep[group_])
+      GradSteep<Gate, kSize, Scaling>(params_.grad, chunk, thread_, parts,
+                                      shared_.steep[group_])
           .Add(kBackwardGroupBarrier + group_, is_steep, q, k);
     }
     finish.StoreKeys(any_steep, q, k);

@@ -4,6 +4,7 @@
 #define GLA_KERNELS_GLA_CHUNK_GLA_SM90_BACKWARD_SHARED_CUH_
 
 #include "kernels/device/tensor_map_sm90.h"
+#include "kernels/gla/chunk_gla_sm90_grad_steep.cuh"
 #include "kernels/gla/chunk_gla_sm90_scan_shared.cuh"
 
 namespace gla::internal {
@@ -16,6 +17,11 @@ struct BackwardConfig {
   static constexpr bool kOutput = true;
   using Gate = GateT;
   static constexpr int kSlabs = K / 64;
+  // Whether q~, k^, scores and dA have a second part, what rounding left out,
+  // itself rounded. With 128 channels there is no room for it.
+  static constexpr bool kRests = kSlabs == 1;
+  static constexpr int kParts = kRests ? 2 : 1;
+  using Scaling = UnscaledParts<kRests>;
   static constexpr int kStateChunks = StateChunks(V);
   // Tokens of a chunk whose dq and dk one main warpgroup forms, for 64
   // channels: the warpgroups share the channels, or with 64 the tokens.
@@ -43,6 +49,11 @@ struct BackwardShared {
     uint8_t k[C::kSlabs][kSlabBytes];  // k^, then dk
     uint8_t b[C::kSlabs][kSlabBytes];  // LogUnits, then dg
   };
+  struct alignas(1024) Rests {  // of q~ and k^, as these lie
+    uint8_t q[C::kSlabs][kSlabBytes];
+    uint8_t k[C::kSlabs][kSlabBytes];
+  };
+  struct NoRests {};
   // Rows are values, columns channels; [channels / 64][values / 64].
   using State = uint8_t[C::kSlabs][2][kSlabBytes];
   Keys keys[2];
@@ -53,12 +64,16 @@ struct BackwardShared {
   State d_state;  // D
   union {
     struct {
-      uint8_t scores[kSlabBytes];  // rows are keys, columns queries
-      uint8_t d_a[kSlabBytes];     // rows are queries, columns keys
+      uint8_t scores[C::kParts][kSlabBytes];  // rows are keys, columns queries
+      uint8_t d_a[C::kParts][kSlabBytes];     // rows are queries, columns keys
     };
     SteepChannels steep[2];  // where scores are not yet or no longer, beside dA
   };
   static_assert(sizeof(SteepChannels[2]) <= kSlabBytes, "dA stays");
+  // dA's diagonal, which its slab has not: what a token's query and key add for
+  // each other must not be in the terms of dg, where it cancels, but not
+  // exactly.
+  float own_d_a[2][kChunk];
   // e^B of a chunk's channels, with the sign bit set if they are steep.
   float decay[2][C::K];
   // Gates that each warp but a slab's last has added up.
@@ -70,6 +85,7 @@ struct BackwardShared {
   int32_t any_steep[2][C::kSlabs];
   uint64_t raw_full[2], gated[2], finished[2];
   uint64_t rows_full[3], state_full, flow_full;
+  std::conditional_t<C::kRests, Rests, NoRests> rests[2];
 };
 
 // Named barriers, beside kSteepBarrier and kSteepLoadBarrier.

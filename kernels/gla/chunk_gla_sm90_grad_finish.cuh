@@ -161,13 +161,14 @@ class GradFinish {
     sum[0] = sum[1] = 0;
 #pragma unroll
     for (int s = kSize / 8 - 1; s >= 0; --s) {
-      uint32_t x[4];
+      uint32_t x[4], rest[4] = {};
       LoadMatrixTransposed(SharedAddress(chunk_.k) + fragment_ + 2048 * s, x);
+      LoadRest(chunk_.k_rest, fragment_ + 2048 * s, rest);
       float of_part[2] = {0, 0};
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const int e = 8 * s + 2 * i;
-        const float2 key = Scaling::Unpack(x[i]);
+        const float2 key = Sum(x[i], rest[i]);
         if (IsRow<kPlain>(e)) of_part[i % 2] += key.x * d[e];
         if (IsRow<kPlain>(e + 1)) of_part[i % 2] += key.y * d[e + 1];
       }
@@ -176,28 +177,36 @@ class GradFinish {
     }
   }
 
-  // In two halves: less code, which comes from memory in every kernel's first
-  // item. k is not kept.
+  static constexpr int kUnrolledHalves = kSize < 32 ? 2 : 1;
+  // In two halves: where they are large, less code, which comes from memory in
+  // every kernel's first item. k is not kept.
   template <bool kPlain>
   __device__ void StoreAllKeys(float (&q)[kSize], float (&k)[kSize]) const {
     uint32_t offset = fragment_;
-#pragma unroll 1
+#pragma unroll kUnrolledHalves
     for (int half = 0; half < 2; ++half) {
 #pragma unroll
       for (int s = 0; s < kSize / 16; ++s) {
         const uint32_t q_at = SharedAddress(chunk_.q) + offset + 2048 * s;
         const uint32_t k_at = SharedAddress(chunk_.k) + offset + 2048 * s;
-        uint32_t x[4], y[4], b[4];
+        uint32_t x[4], y[4], b[4], x_rest[4] = {}, y_rest[4] = {};
         LoadMatrixTransposed(q_at, x);
         LoadMatrixTransposed(k_at, y);
         LoadMatrixTransposed(SharedAddress(chunk_.b) + offset + 2048 * s, b);
+        LoadRest(chunk_.q_rest, offset + 2048 * s, x_rest);
+        LoadRest(chunk_.k_rest, offset + 2048 * s, y_rest);
+        float own[2][2] = {};  // of tokens s 16 + {0, 8} + {0, 1}
+        if constexpr (!Scaling::kScaled) {
+          LoadOwn(half * kSize / 2 + 8 * s, own);
+        }
         const int part = half * (kSize / 16) + s;
         const PartScale scale[2] = {scaling_.Part(part, 0),
                                     scaling_.Part(part, 1)};
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
           FinishPair<kPlain>(8 * s + 2 * i, half * kSize / 2, scale[i % 2],
-                             x[i], y[i], b[i], q, k);
+                             Sum(x[i], x_rest[i]), Sum(y[i], y_rest[i]),
+                             own[i / 2], b[i], x[i], y[i], q, k);
         }
         StoreMatrixTransposed(q_at, x);
         StoreMatrixTransposed(k_at, y);
@@ -213,23 +222,62 @@ class GradFinish {
     }
   }
 
-  // Elements e and e + 1, with their operands x = q~, y = k^ and gates: x and y
-  // become dq and dk, q the terms of dg.
+  // The rest of an operand, as LoadMatrixTransposed reads it, if there is one.
+  static __device__ void LoadRest(const uint8_t* slab, uint32_t offset,
+                                  uint32_t (&rest)[4]) {
+    if constexpr (Scaling::kHasRest) {
+      LoadMatrixTransposed(SharedAddress(slab) + offset, rest);
+    }
+  }
+  static __device__ float2 Sum(uint32_t pair, uint32_t rest) {
+    float2 x = Scaling::Unpack(pair);
+    if constexpr (Scaling::kHasRest) {
+      const float2 y = Scaling::Unpack(rest);
+      x.x += y.x;
+      x.y += y.y;
+    }
+    return x;
+  }
+
+  // dA's diagonal for element e's token and the next, and for those 8 on.
+  __device__ void LoadOwn(int e, float (&own)[2][2]) const {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const float2 pair = *reinterpret_cast<const float2*>(
+          &chunk_.own_d_a[thread_.Token(e + 4 * i)]);
+      own[i][0] = pair.x;
+      own[i][1] = pair.y;
+    }
+  }
+
+  // Elements e and e + 1, with their operands, dA's diagonal (if it is apart)
+  // and gates: x and y, where the operands lay, become dq and dk, q the terms
+  // of dg, without what a token's query and key add for each other, which
+  // cancels.
   template <bool kPlain>
   __device__ void FinishPair(int e, int before, const PartScale& scale,
-                             uint32_t& x, uint32_t& y, uint32_t b,
-                             float (&q)[kSize], float (&k)[kSize]) const {
+                             const float2& query, const float2& key,
+                             const float (&own)[2], uint32_t b, uint32_t& x,
+                             uint32_t& y, float (&q)[kSize],
+                             float (&k)[kSize]) const {
     constexpr int kUnits = Scaling::kLogUnits;
-    const float2 query = Scaling::Unpack(x), key = Scaling::Unpack(y);
     float term[2], dq[2], dk[2];
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      term[i] = (i == 0 ? query.x : query.y) * q[e + i] -
-                (i == 0 ? key.x : key.y) * k[e + i];
-      if (Scaling::kScaled) term[i] *= scale.term;
-      dq[i] = q[e + i] * DecayOfUnits<kUnits, false>(b, i, scale.dq);
+      const float operand_q = i == 0 ? query.x : query.y;
+      const float operand_k = i == 0 ? key.x : key.y;
+      dq[i] = q[e + i];
+      dk[i] = k[e + i];
+      term[i] = operand_q * dq[i] - operand_k * dk[i];
+      if constexpr (Scaling::kScaled) {
+        term[i] *= scale.term;
+      } else {
+        dq[i] += own[i] * operand_k;
+        dk[i] += own[i] * operand_q;
+      }
+      dq[i] *= DecayOfUnits<kUnits, false>(b, i, scale.dq);
       if (!Scaling::kScaled) dq[i] *= args_.scale;
-      dk[i] = k[e + i] * DecayOfUnits<kUnits, true>(b, i, scale.dk);
+      dk[i] *= DecayOfUnits<kUnits, true>(b, i, scale.dk);
     }
     if (!kPlain && scale.steep) {  // GradSteep has left them so.
       term[0] = __uint_as_float(__byte_perm(x, y, 0x1054));

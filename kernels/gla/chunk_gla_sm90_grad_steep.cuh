@@ -29,6 +29,10 @@ struct GradChunk {
   // Slabs of dA (rows are queries), q~, k^ and the gates in LogUnits.
   const uint8_t* d_a;
   uint8_t *q, *k, *b;
+  // Unless Scaling::kScaled: dA's diagonal, of each token, which its slab has
+  // not; and if kHasRest what rounding left out of dA, q~ and k^.
+  const float* own_d_a = nullptr;
+  const uint8_t *d_a_rest = nullptr, *q_rest = nullptr, *k_rest = nullptr;
 };
 
 // Of 16 tokens (a part) and a channel: the powers of two that dq~ and dk^ have
@@ -41,8 +45,10 @@ struct PartScale {
 };
 
 // Operands of a chunk as they are, steep or not for all of its tokens.
+template <bool kWithRest>
 struct UnscaledParts {
   static constexpr bool kScaled = false;
+  static constexpr bool kHasRest = kWithRest;
   static constexpr int kTokens = kChunk;  // that are steep together
   static constexpr int kLogUnits = 512;
 
@@ -140,26 +146,27 @@ class GradSteep {
       float from_keys = 0, from_queries = 0;
 #pragma unroll 1
       for (int u = first; u < t; ++u) {
-        from_keys += Element(chunk_.d_a, t, u) * __bfloat162float(raw_k[u]) *
+        from_keys += ScoreGradient(t, u) * __bfloat162float(raw_k[u]) *
                      Exp2(b[t] - b[u]);
       }
 #pragma unroll 1
       for (int u = t + 1; u <= last; ++u) {
-        from_queries += Element(chunk_.d_a, u, t) * __bfloat162float(raw_q[u]) *
+        from_queries += ScoreGradient(u, t) * __bfloat162float(raw_q[u]) *
                         Exp2(b[u] - b[t]);
       }
       from_keys *= score_scale;
       from_queries *= score_scale * scale;
-      uint16_t* const q_operand = ElementAt(chunk_.q, t, thread_.Channel(kRow));
-      uint16_t* const k_operand = ElementAt(chunk_.k, t, thread_.Channel(kRow));
+      const int channel = thread_.Channel(kRow);
       const uint32_t term = __float_as_uint(
-          part.term * (Scaling::Unpack(*q_operand) * values[n][0] -
-                       Scaling::Unpack(*k_operand) * values[n][1]) +
+          part.term *
+              (Element(chunk_.q, chunk_.q_rest, t, channel) * values[n][0] -
+               Element(chunk_.k, chunk_.k_rest, t, channel) * values[n][1]) +
           scale * __bfloat162float(raw_q[t]) * from_keys -
           __bfloat162float(raw_k[t]) * from_queries);
-      *q_operand = term >> 16;
-      *k_operand = term & 0xffff;
-      const float own = Element(chunk_.d_a, t, t) * score_scale;
+      *ElementAt(chunk_.q, t, channel) = term >> 16;
+      *ElementAt(chunk_.k, t, channel) = term & 0xffff;
+      const float own = Scaling::kScaled ? ScoreGradient(t, t) * score_scale
+                                         : chunk_.own_d_a[t];
       from_keys += own * __bfloat162float(raw_k[t]);
       from_queries += scale * own * __bfloat162float(raw_q[t]);
       values[n][0] =
@@ -174,9 +181,19 @@ class GradSteep {
     }
   }
 
-  static __device__ float Element(const uint8_t* slab, int row, int column) {
-    return Scaling::Unpack(
-        *reinterpret_cast<const uint16_t*>(slab + SlabElement(row, column)));
+  // An element of dA.
+  __device__ float ScoreGradient(int query, int key) const {
+    return Element(chunk_.d_a, chunk_.d_a_rest, query, key);
+  }
+  // Of a slab and its rest, if there is one.
+  static __device__ float Element(const uint8_t* slab, const uint8_t* rest,
+                                  int row, int column) {
+    const uint32_t offset = SlabElement(row, column);
+    const auto unpack = [offset](const uint8_t* from) {
+      return Scaling::Unpack(*reinterpret_cast<const uint16_t*>(from + offset));
+    };
+    if constexpr (Scaling::kHasRest) return unpack(slab) + unpack(rest);
+    return unpack(slab);
   }
   static __device__ uint16_t* ElementAt(uint8_t* slab, int row, int column) {
     return reinterpret_cast<uint16_t*>(slab + SlabElement(row, column));

@@ -47,7 +47,7 @@ class StateTile {
 
   // Stores those that is_kept(row, column), the others as zeros, in kParts bf16
   // parts, a slab each: a part is what rounding left out of those before it.
-  template <int kParts = 1, typename Fn>
+  template <int kParts, typename Fn>
   __device__ void StoreScores(uint8_t* slabs, Fn is_kept,
                               const float (&p)[16]) const {
     const uint32_t element =
