@@ -195,7 +195,7 @@ class GradFinish {
         LoadMatrixTransposed(SharedAddress(chunk_.b) + offset + 2048 * s, b);
         LoadRest(chunk_.q_rest, offset + 2048 * s, x_rest);
         LoadRest(chunk_.k_rest, offset + 2048 * s, y_rest);
-        float own[2][2] = {};  // of tokens s 16 + {0, 8} + {0, 1}
+        float own[2][2] = {};  // [i][j]: of tokens 8 i + j on from the first
         if constexpr (!Scaling::kScaled) {
           LoadOwn(half * kSize / 2 + 8 * s, own);
         }

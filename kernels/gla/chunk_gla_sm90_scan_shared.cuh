@@ -30,8 +30,8 @@ struct ScanConfig {
   static constexpr int kStages = !kGates && !kOutput        ? 4
                                  : kSlabs == 4 || kOwn == 2 ? 2
                                                             : 3;
-  // Whether the keys of a chunk's last tokens, and scores, have a second bf16
-  // part, what rounding left of them. (Heads of 128 values have the time.)
+  // Whether a chunk's last kRestTokens rows of keys, and scores, have a second
+  // bf16 part, what rounding left of them. (Heads of 128 values have the time.)
   static constexpr bool kKeyRests = kGates && !kReverse && V == 128;
   static constexpr int kRestTokens = 16;
   static constexpr int kScoreParts = kKeyRests && kOutput ? 2 : 1;
