@@ -51,7 +51,8 @@ __device__ inline void AddProducts(const uint4& x, const uint4& y,
 // What a main warpgroup does with its accumulators of a chunk, kSize of dq~ and
 // kSize of dk^ a thread. The results take the places of q~, k^ and the gates
 // (dg of 32-bit gates is stored). `Scaling`, like UnscaledParts, says how the
-// operands are scaled.
+// operands are scaled, whether they have rests, and whether dA's diagonal is
+// apart.
 template <typename Gate, int kSize, typename Scaling>
 class GradFinish {
  public:
@@ -177,9 +178,9 @@ class GradFinish {
     }
   }
 
+  // In two halves, by one copy of the code where they are large: code comes
+  // from memory in every kernel's first item. k is not kept.
   static constexpr int kUnrolledHalves = kSize < 32 ? 2 : 1;
-  // In two halves: where they are large, less code, which comes from memory in
-  // every kernel's first item. k is not kept.
   template <bool kPlain>
   __device__ void StoreAllKeys(float (&q)[kSize], float (&k)[kSize]) const {
     uint32_t offset = fragment_;
@@ -196,7 +197,7 @@ class GradFinish {
         LoadRest(chunk_.q_rest, offset + 2048 * s, x_rest);
         LoadRest(chunk_.k_rest, offset + 2048 * s, y_rest);
         float own[2][2] = {};  // [i][j]: of tokens 8 i + j on from the first
-        if constexpr (!Scaling::kScaled) {
+        if constexpr (Scaling::kOwnApart) {
           LoadOwn(half * kSize / 2 + 8 * s, own);
         }
         const int part = half * (kSize / 16) + s;
@@ -250,10 +251,9 @@ class GradFinish {
     }
   }
 
-  // Elements e and e + 1, with their operands, dA's diagonal (if it is apart)
-  // and gates: x and y, where the operands lay, become dq and dk, q the terms
-  // of dg, without what a token's query and key add for each other, which
-  // cancels.
+  // Elements e and e + 1, with their operands, dA's diagonal (if it is apart:
+  // then the terms of dg are without it) and gates: x and y, where the operands
+  // lay, become dq and dk, q the terms of dg.
   template <bool kPlain>
   __device__ void FinishPair(int e, int before, const PartScale& scale,
                              const float2& query, const float2& key,
@@ -269,9 +269,8 @@ class GradFinish {
       dq[i] = q[e + i];
       dk[i] = k[e + i];
       term[i] = operand_q * dq[i] - operand_k * dk[i];
-      if constexpr (Scaling::kScaled) {
-        term[i] *= scale.term;
-      } else {
+      if constexpr (Scaling::kScaled) term[i] *= scale.term;
+      if constexpr (Scaling::kOwnApart) {
         dq[i] += own[i] * operand_k;
         dk[i] += own[i] * operand_q;
       }

@@ -86,6 +86,7 @@ struct alignas(8) PartGates {
 // The Scaling of GradFinish and GradSteep.
 struct ScaledParts {
   static constexpr bool kScaled = true;
+  static constexpr bool kOwnApart = false;
   static constexpr bool kHasRest = false;
   static constexpr int kTokens = kPartTokens;
   static constexpr int kLogUnits = 2048;

@@ -29,8 +29,8 @@ struct GradChunk {
   // Slabs of dA (rows are queries), q~, k^ and the gates in LogUnits.
   const uint8_t* d_a;
   uint8_t *q, *k, *b;
-  // Unless Scaling::kScaled: dA's diagonal, of each token, which its slab has
-  // not; and if kHasRest what rounding left out of dA, q~ and k^.
+  // If Scaling::kOwnApart, dA's diagonal, of each token, which its slab has
+  // not; if Scaling::kHasRest, what rounding left out of dA, q~ and k^.
   const float* own_d_a = nullptr;
   const uint8_t *d_a_rest = nullptr, *q_rest = nullptr, *k_rest = nullptr;
 };
@@ -48,6 +48,7 @@ struct PartScale {
 template <bool kWithRest>
 struct UnscaledParts {
   static constexpr bool kScaled = false;
+  static constexpr bool kOwnApart = true;
   static constexpr bool kHasRest = kWithRest;
   static constexpr int kTokens = kChunk;  // that are steep together
   static constexpr int kLogUnits = 512;
@@ -165,8 +166,8 @@ class GradSteep {
           __bfloat162float(raw_k[t]) * from_queries);
       *ElementAt(chunk_.q, t, channel) = term >> 16;
       *ElementAt(chunk_.k, t, channel) = term & 0xffff;
-      const float own = Scaling::kScaled ? ScoreGradient(t, t) * score_scale
-                                         : chunk_.own_d_a[t];
+      const float own = Scaling::kOwnApart ? chunk_.own_d_a[t]
+                                           : ScoreGradient(t, t) * score_scale;
       from_keys += own * __bfloat162float(raw_k[t]);
       from_queries += scale * own * __bfloat162float(raw_q[t]);
       values[n][0] =

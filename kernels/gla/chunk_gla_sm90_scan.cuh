@@ -26,7 +26,9 @@
 // Forward with 128 values scores have a second bf16 part, what rounding left of
 // them; and so have a whole chunk's last 16 tokens of B in the update
 // (kKeyRests, rows 48 to 63): where gates are strong, what they add is most of
-// S. Where only states are wanted (no y, or in the silent steps of a piece that
+// S.
+//
+// Where only states are wanted (no y, or in the silent steps of a piece that
 // catches up) there is neither A nor scores.
 //
 // Stages hold {A, B, x, edge, mid}, perhaps scores. Barriers, of a stage:

@@ -1,0 +1,231 @@
+// Scores, dA, dS and dv in the one-kernel backward pass
+// (chunk_gla_sm90_backward.cuh).
+#ifndef GLA_KERNELS_GLA_CHUNK_GLA_SM90_BACKWARD_VALUES_CUH_
+#define GLA_KERNELS_GLA_CHUNK_GLA_SM90_BACKWARD_VALUES_CUH_
+
+#include "kernels/gla/chunk_gla_sm90_backward_shared.cuh"
+#include "kernels/gla/chunk_gla_sm90_state_tile.cuh"
+
+namespace gla::internal {
+
+// Main warpgroup `group` of two: 64 values of dS and dv, and 32 columns of a
+// chunk's scores and dA. BackwardMain says in what order.
+template <typename C>
+class BackwardValues : protected StateTile<C> {
+ protected:
+  __device__ BackwardValues(const BackwardParams& params, const ScanWork& work,
+                            BackwardShared<C>& shared, int group)
+      : StateTile<C>(params.scan, work, group),
+        params_(params),
+        shared_(shared) {}
+
+  using Tile = StateTile<C>;
+  using Tile::args_, Tile::work_, Tile::group_, Tile::warp_, Tile::lane_;
+  using Tile::column_, Tile::fragment_, Tile::state_;
+  using Keys = typename BackwardShared<C>::Keys;
+  using Rows = uint8_t[2][kSlabBytes];
+
+  static constexpr Contract kRows = Contract::kAlongRows;
+  static constexpr Contract kColumns = Contract::kAlongColumns;
+
+  // The thread that stores this warpgroup's dv.
+  __device__ bool IsStorer() const { return warp_ == 0 && lane_ == 0; }
+
+  // Zeros in the rows past the sequence, whatever lies there.
+  __device__ void MaskRows(int rows, Rows& v, Rows& d_o) {
+    const int piece = lane_ % 8, first = Tile::Thread() / 8;
+    for (int row = rows + first; row < kChunk; row += 16) {
+      const uint32_t offset = SlabOffset(row, piece);
+      *reinterpret_cast<uint4*>(v[group_] + offset) = {};
+      *reinterpret_cast<uint4*>(d_o[group_] + offset) = {};
+    }
+    FenceAsyncProxy();
+    NamedBarrier(kBackwardMainBarrier, C::kMainThreads);
+  }
+
+  // --- Scores and dA: this warpgroup's 32 columns of both.
+
+  // Both, masked, to shared memory. Returns whether any channel is steep.
+  __device__ bool FormScores(int stage, int chunk, const Rows& v,
+                             const Rows& d_o) {
+    float p[16] = {}, d_a[16] = {};
+    WgmmaFence();
+    StartScores(stage, v, d_o, p, d_a);
+    WgmmaCommit();
+    WgmmaWait<0>();
+    Touch(p);
+    Touch(d_a);
+    const bool any_steep = HasSteep(stage);
+    if (any_steep) {
+      const auto is_steep = [this, stage](int channel) {
+        return IsSteepDecay(shared_.decay[stage][channel]);
+      };
+      Tile::AddSteepScores(chunk, is_steep, shared_.steep[0], p);
+    }
+    Tile::template StoreScores<C::kParts>(shared_.scores[0], IsCausal<C>, p);
+    Tile::ForOwnScores(d_a, [this, stage](int i, float& own) {
+      shared_.own_d_a[stage][Tile::Row() + 8 * i] = own;
+    });
+    const auto has_key = [](int query, int key) { return key < query; };
+    Tile::template StoreScores<C::kParts>(shared_.d_a[0], has_key, d_a);
+    FenceAsyncProxy();
+    return any_steep;
+  }
+
+  // p = k^ q~^T, d_a = d_o v^T.
+  __device__ void StartScores(int stage, const Rows& v, const Rows& d_o,
+                              float (&p)[16], float (&d_a)[16]) {
+    const Keys& keys = shared_.keys[stage];
+#pragma unroll
+    for (int s = 0; s < C::kSlabs; ++s) {
+      AddProduct(keys.k[s], keys.q[s], s > 0, p);
+      if constexpr (C::kRests) {
+        AddProduct(keys.k[s], shared_.rests[stage].q[s], true, p);
+        AddProduct(shared_.rests[stage].k[s], keys.q[s], true, p);
+      }
+    }
+#pragma unroll
+    for (int s = 0; s < 2; ++s) AddProduct(d_o[s], v[s], s > 0, d_a);
+  }
+  __device__ void AddProduct(const uint8_t (&a)[kSlabBytes],
+                             const uint8_t (&b)[kSlabBytes], bool accumulate,
+                             float (&d)[16]) {
+    const uint64_t from_a = SlabDescriptor(SharedAddress(a));
+    const uint64_t from_b =
+        SlabDescriptor(SharedAddress(b) + group_ * 32 * 128);
+#pragma unroll
+    for (int step = 0; step < 4; ++step) {
+      Wgmma<kColumns, kColumns>(d, StepDescriptor<kColumns>(from_a, step),
+                                StepDescriptor<kColumns>(from_b, step),
+                                accumulate || step > 0);
+    }
+  }
+
+  __device__ bool HasSteep(int stage) const {
+    bool any = false;
+#pragma unroll
+    for (int s = 0; s < C::kSlabs; ++s) any |= shared_.any_steep[stage][s] != 0;
+    return any;
+  }
+
+  // --- The state.
+
+  // fn(e^B, whether steep) gives a channel's factor.
+  template <typename Fn>
+  __device__ void Scale(const float (&decay)[C::K], Fn fn) {
+#pragma unroll
+    for (int s = 0; s < C::kSlabs; ++s) {
+#pragma unroll
+      for (int j = 0; j < 8; ++j) {
+        const float2 pair = *reinterpret_cast<const float2*>(
+            &decay[64 * s + 8 * j + lane_ % 4 * 2]);
+        const float factor[2] = {fn(fabsf(pair.x), IsSteepDecay(pair.x)),
+                                 fn(fabsf(pair.y), IsSteepDecay(pair.y))};
+#pragma unroll
+        for (int e = 0; e < 4; ++e) state_[s][4 * j + e] *= factor[e % 2];
+      }
+    }
+  }
+  __device__ void ScaleByEdge(const float (&decay)[C::K]) {
+    Scale(decay, [](float all, bool steep) { return steep ? 1 : all; });
+  }
+  __device__ void ScaleByMid(const float (&decay)[C::K]) {
+    Scale(decay, [](float all, bool steep) { return steep ? all : 1; });
+  }
+
+  // The state, rounded, to shared memory.
+  __device__ void StoreD() {
+    const int row = warp_ * 16 + lane_ % 16, half = lane_ / 16;
+#pragma unroll
+    for (int s = 0; s < C::kSlabs; ++s) {
+      const uint32_t slab = SharedAddress(shared_.d_state[s][group_]);
+#pragma unroll
+      for (int step = 0; step < 4; ++step) {
+        uint32_t a[4];
+        PackOperand(state_[s], step, a);
+        StoreMatrix(slab + SlabOffset(row, 2 * step + half), a);
+      }
+    }
+  }
+
+  // y = D^T k^^T + d_o^T scores^T. Returns with at most one group of products
+  // under way.
+  __device__ void ValueProducts(int stage, const uint32_t (&x)[4][4],
+                                float (&y)[32]) {
+#pragma unroll
+    for (int half = 0; half < 2 * C::kSlabs; ++half) {
+      const int s = half / 2, first = half % 2 * 2;
+      const uint64_t slab =
+          SlabDescriptor(SharedAddress(shared_.keys[stage].k[s]));
+      uint32_t a[2][4];
+      PackOperand(state_[s], first, a[0]);
+      PackOperand(state_[s], first + 1, a[1]);
+      WgmmaFence();
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        Wgmma<kColumns>(y, a[i], StepDescriptor<kColumns>(slab, first + i),
+                        half + i > 0);
+        if constexpr (C::kRests) {
+          const uint64_t rest =
+              SlabDescriptor(SharedAddress(shared_.rests[stage].k[s]));
+          Wgmma<kColumns>(y, a[i], StepDescriptor<kColumns>(rest, first + i),
+                          true);
+        }
+      }
+      WgmmaCommit();
+      WgmmaWait<1>();  // Frees the registers of earlier groups.
+    }
+    WgmmaFence();
+#pragma unroll
+    for (int part = 0; part < C::kParts; ++part) {
+      const uint64_t scores =
+          SlabDescriptor(SharedAddress(shared_.scores[part]));
+#pragma unroll
+      for (int step = 0; step < 4; ++step) {
+        Wgmma<kColumns>(y, x[step], StepDescriptor<kColumns>(scores, step),
+                        true);
+      }
+    }
+    WgmmaCommit();
+  }
+
+  // state += x^T q~.
+  __device__ void UpdateState(const Keys& keys, const uint32_t (&x)[4][4]) {
+    WgmmaFence();
+#pragma unroll
+    for (int s = 0; s < C::kSlabs; ++s) {
+      const uint64_t slab = SlabDescriptor(SharedAddress(keys.q[s]));
+#pragma unroll
+      for (int step = 0; step < 4; ++step) {
+        Wgmma<kRows>(state_[s], x[step], StepDescriptor<kRows>(slab, step),
+                     true);
+      }
+    }
+    WgmmaCommit();
+  }
+
+  // dv of a chunk, from the slab of its d_o, which all have read.
+  __device__ void StoreValues(int chunk, int rows, uint32_t slab,
+                              const uint32_t (&y)[4][4]) {
+#pragma unroll
+    for (int pair = 0; pair < 4; ++pair) {
+      StoreMatrixTransposed(slab + fragment_ + 2048 * pair, y[pair]);
+    }
+    FenceAsyncProxy();
+    NamedBarrier(kBackwardGroupBarrier + group_, 128);
+    if (rows < kChunk) {
+      Tile::StoreRows(chunk, slab, rows);
+    } else if (IsStorer()) {
+      TensorStore(&params_.dv, work_.h * C::V + column_,
+                  work_.rows.first + chunk * kChunk, slab);
+      TensorStoreCommit();
+    }
+  }
+
+  const BackwardParams& params_;
+  BackwardShared<C>& shared_;
+};
+
+}  // namespace gla::internal
+
+#endif  // GLA_KERNELS_GLA_CHUNK_GLA_SM90_BACKWARD_VALUES_CUH_
