@@ -410,7 +410,7 @@ def short():
         def case(K=K, V=V, T=T, gate=gate):
             p = problem(2, T, 2, K, V, gates=lambda g: torch.full_like(g, gate))
             p |= {"do": p["do"] * 2**20, "initial_state": None, "dht": None}
-            return check(chunk_gla, p, STRONG_DECAY_LIMITS | {"dv": 0.005})
+            return check(chunk_gla, p, STRONG_DECAY_LIMITS)
         yield f"{K}x{V} T{T} gates {gate}", case
 
 
