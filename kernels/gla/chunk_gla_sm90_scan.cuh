@@ -23,10 +23,11 @@
 // Reverse, chunks from the last to the first, with A = k^, B = q~, x = d_o:
 //   dS^T = edge dS^T;   y^T = dS^T A^T + x^T scores^T;
 //   dS^T = mid dS^T + x^T B
-// Forward with 128 values scores have a second bf16 part, what rounding left of
-// them; and so have a whole chunk's last 16 tokens of B in the update
-// (kKeyRests, rows 48 to 63): where gates are strong, what they add is most of
-// S.
+// Forward, where operands are gated here, B of a sequence's last 16 tokens, or
+// as many of them as its last chunk has, has a second bf16 part, what rounding
+// left of it (KeyRests): where gates are strong, what these add is most of the
+// final state. That part is added behind the last step. And with 128 values
+// scores have a second part.
 //
 // Where only states are wanted (no y, or in the silent steps of a piece that
 // catches up) there is neither A nor scores.
@@ -43,6 +44,7 @@
 // and of what is gated here:
 //   g_full    gates, two steps ahead
 //   raw_full  A and B before gating, ahead of their stage
+//   rests_full  KeyRests are: stored here, and what the other block sends
 // y is transposed in the place of its x.
 #ifndef GLA_KERNELS_GLA_CHUNK_GLA_SM90_SCAN_CUH_
 #define GLA_KERNELS_GLA_CHUNK_GLA_SM90_SCAN_CUH_
@@ -85,6 +87,10 @@ __global__ void __cluster_dims__(C::kCluster) __launch_bounds__(C::kThreads, 1)
     BarrierInit(SharedAddress(&shared.g_full[1]), 1);
     for (int r = 0; r < C::kRaws; ++r) {
       BarrierInit(SharedAddress(&shared.raw_full[r]), 1);
+    }
+    if constexpr (C::kKeyRests) {
+      BarrierInit(SharedAddress(&shared.rests_full),
+                  32 * C::kGateWarps + (C::kCluster > 1));
     }
     BarrierInitFence();
     if constexpr (C::kGates) {

@@ -34,6 +34,9 @@ class ScanGates {
   __device__ void Run() {
 #pragma unroll 1
     for (int i = 0; i < work_.chunks; ++i) Step(i);
+    if constexpr (C::kKeyRests) {
+      if (EndsInState<C>(args_, work_)) StoreKeyRests(work_.chunks - 1);
+    }
     if (!C::kOutput && first_row_ == 0) StorePieceDecay();
   }
 
@@ -201,15 +204,7 @@ class ScanGates {
         GatedAt(stage.a, r) = gate(raw_a, !C::kReverse);
         own_scores[r] = Dot(raw_a, raw_b);
       }
-      if constexpr (C::kKeyRests) {
-        Gates y;
-        GateKey(raw_b, b, shift, y);
-        const Piece rounded = Round(y);
-        GatedAt(stage.b, r) = rounded;
-        if (first_row_ >= kFirstRest) RestAt(stage, r) = RoundRest(y, rounded);
-      } else {
-        GatedAt(stage.b, r) = gate(raw_b, C::kReverse);
-      }
+      GatedAt(stage.b, r) = gate(raw_b, C::kReverse);
     }
     if constexpr (kOutput) {
       auto& decay = shared_.decay[i % C::kStages][OwnSlab(own_)];
@@ -231,13 +226,53 @@ class ScanGates {
         slabs[OwnSlab(own_)][SlabElement(first_row_ + r, Channel())]);
   }
 
-  // The same of what rounding left of the last rows.
-  static constexpr int kFirstRest = kChunk - C::kRestTokens;
-  static_assert(C::kRestTokens % kRows == 0);
-  template <typename Stage>
-  __device__ Piece& RestAt(Stage& stage, int r) {
-    return reinterpret_cast<Piece&>(stage.b_rest[OwnSlab(own_)][SlabElement(
-        first_row_ - kFirstRest + r, Channel())]);
+  // KeyRests, from what the last step, i, has gated: gates and keys are still
+  // there, with zeros in the rows past the sequence.
+  __device__ void StoreKeyRests(int i) {
+    Gates own = {}, b, all, shift, edge;
+#pragma unroll 1
+    for (int r = 0; r < kRows; ++r) AddGates(LaneGates(GatesAt(i, r)), own);
+    SumSlab(own, gates_.totals[own_], warp_ % kSlabWarps, kGateBarrier,
+            32 * C::kGateWarps, b, all);
+#pragma unroll
+    for (int c = 0; c < kChannels; ++c) {
+      shift[c] = KeyShift(all[c]);
+      edge[c] = IsSteep(all[c]) ? 1 : Exp2(all[c]);
+    }
+#pragma unroll 1
+    for (int r = 0; r < kRows; ++r) {
+      AddGates(LaneGates(GatesAt(i, r)), b);
+      const int row = first_row_ + r - FirstRestRow<C>(work_);
+      if (row < 0 || row >= C::kRestTokens) continue;
+      Gates key;
+      GateKey(At(Raw(i).b, r), b, shift, key);
+      const Piece rounded = Round(key);
+#pragma unroll
+      for (int c = 0; c < kChannels; c += 2) {
+        const uint32_t pair = rounded.pairs[c / 2];
+        key[c] = (key[c] - LowFloat(pair)) * edge[c];
+        key[c + 1] = (key[c + 1] - HighFloat(pair)) * edge[c + 1];
+      }
+      *reinterpret_cast<Piece*>(static_cast<uint8_t*>(KeyRestSlab<C>(
+                                    shared_, work_, rank_, OwnSlab(own_))) +
+                                SlabElement(row, Channel())) = Round(key);
+    }
+    FenceAsyncProxy();
+    const uint32_t full = SharedAddress(&shared_.rests_full);
+    BarrierArrive(full);
+    if constexpr (C::kCluster > 1) {
+      NamedBarrier(kGateBarrier, 32 * C::kGateWarps);
+      if (IsLoader()) {
+        BarrierArriveExpect(full, C::kOwn * C::kRestBytes);
+      }
+      if (Lane() == 0 && warp_ < C::kOwn) {
+        const uint32_t to = SharedAddress(shared_.key_rests.other[warp_]);
+        ClusterCopy(ClusterAddress(to, rank_ ^ 1),
+                    SharedAddress(
+                        KeyRestSlab<C>(shared_, work_, rank_, OwnSlab(warp_))),
+                    C::kRestBytes, ClusterAddress(full, rank_ ^ 1));
+      }
+    }
   }
 
   // Sends the own slabs to the other block of the cluster, one a warp.

@@ -30,11 +30,13 @@ struct ScanConfig {
   static constexpr int kStages = !kGates && !kOutput        ? 4
                                  : kSlabs == 4 || kOwn == 2 ? 2
                                                             : 3;
-  // Whether a chunk's last kRestTokens rows of keys, and scores, have a second
-  // bf16 part, what rounding left of them. (Heads of 128 values have the time.)
-  static constexpr bool kKeyRests = kGates && !kReverse && V == 128;
+  // Whether the keys of a sequence's last kRestTokens tokens have a second bf16
+  // part, what rounding left of them, in the update of the state.
+  static constexpr bool kKeyRests = kGates && !kReverse;
   static constexpr int kRestTokens = 16;
-  static constexpr int kScoreParts = kKeyRests && kOutput ? 2 : 1;
+  static constexpr int kRestBytes = kRestTokens * 128;  // of a slab
+  // Parts of scores. (Heads of 128 values have the time for two.)
+  static constexpr int kScoreParts = kKeyRests && kOutput && V == 128 ? 2 : 1;
   // Buffers of q and k before gating; of gates there are two.
   static constexpr int kRaws = sizeof(Gate) == 4 && kOwn == 2 ? 1 : 2;
   static constexpr int kGateWarps = 8;
@@ -55,7 +57,6 @@ struct ScanConfig {
   // output the two that add up decays.
   static constexpr int kUsers = kGates || kOutput ? 8 : 10;
   static_assert(kOwn >= 1 && kOwn * kCluster == kSlabs);
-  static_assert(!kKeyRests || kCluster == 1, "rests are not sent");
 };
 
 // Of the gate warps.
@@ -81,14 +82,18 @@ struct GatedDecay : SlabDecay {
   float own_score[kChunk];  // q k^T of each token with itself, of the slab
 };
 
+// Second parts of a sequence's last keys (FirstRestRow), times `edge`, so that
+// they can be added to the state behind the chunk: rows of slabs. Those of own
+// slabs lie where no gates are any more (KeyRestSlab), the other block's here.
+template <typename C>
+struct KeyRests {
+  alignas(1024) uint8_t other[C::kOwn][C::kRestBytes];
+};
+struct NoKeyRests {};
+
 template <typename C>
 struct ScanShared {
-  static constexpr int kRestBytes = C::kRestTokens * 128;
-  struct KeyRests {
-    uint8_t b_rest[C::kSlabs][kRestBytes];  // as rows of a slab
-  };
-  struct NoKeyRests {};
-  struct UpdateStage : std::conditional_t<C::kKeyRests, KeyRests, NoKeyRests> {
+  struct UpdateStage {
     uint8_t b[C::kSlabs][kSlabBytes];
     uint8_t x[2][kSlabBytes];  // a slab a state warpgroup
   };
@@ -114,6 +119,9 @@ struct ScanShared {
   uint64_t scored, scores_empty;
   uint64_t g_full[2];
   uint64_t raw_full[C::kRaws];
+  uint64_t rests_full;
+  std::conditional_t<C::kKeyRests && (C::kCluster > 1), KeyRests<C>, NoKeyRests>
+      key_rests;
 };
 
 // Named barriers.
@@ -181,6 +189,36 @@ __device__ ScanWork FindWork(const ScanArgs& args) {
   w.first_chunk = min(w.piece * per_piece, all);
   w.chunks = min(per_piece, all - w.first_chunk);
   return w;
+}
+
+// Whether the pass ends in a state behind the sequence's last chunk that is
+// used: then KeyRests are added to it.
+template <typename C>
+__device__ bool EndsInState(const ScanArgs& args, const ScanWork& w) {
+  if (w.chunks == 0 || w.first_chunk + w.chunks < w.rows.chunks()) return false;
+  return !C::kOutput ||
+         (args.final_state != nullptr && w.piece == args.pieces - 1);
+}
+// The first row of that chunk that has a rest.
+template <typename C>
+__device__ int FirstRestRow(const ScanWork& w) {
+  const int rows = w.rows.length - (w.rows.chunks() - 1) * kChunk;
+  return max(rows - C::kRestTokens, 0);
+}
+
+// Where the rests of a slab's keys are, in the block of rank `rank`: of an own
+// slab in the buffer of gates that the pass's last step did not use.
+template <typename C>
+__device__ void* KeyRestSlab(ScanShared<C>& shared, const ScanWork& w, int rank,
+                             int slab) {
+  static_assert(sizeof(shared.stage) % 1024 == 0 &&
+                    sizeof(shared.scores) % 1024 == 0 &&
+                    sizeof(shared.gates.raw) % 1024 == 0,
+                "the buffers of gates are at multiples of 1024 bytes");
+  const int own = slab - rank * C::kOwn;
+  if (own >= 0 && own < C::kOwn) return shared.gates.g[w.chunks % 2][own];
+  if constexpr (C::kCluster > 1) return shared.key_rests.other[slab % C::kOwn];
+  return nullptr;
 }
 
 // The chunk that step i of the pass works on.

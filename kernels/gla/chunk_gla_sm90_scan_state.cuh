@@ -33,6 +33,9 @@ class ScanState : StateTile<C> {
         Step<C::kOutput>(i, p);
       }
       WgmmaWait<0>();
+      if constexpr (C::kKeyRests) {
+        if (EndsInState<C>(args_, work_)) AddKeyRests();
+      }
     }
     StoreState();
     if (C::kOutput && warp_ == 0 && lane_ == 0) TensorStoreWaitRead();
@@ -264,13 +267,43 @@ class ScanState : StateTile<C> {
             state_[s], x[step],
             StepDescriptor<Contract::kAlongRows>(slab, step), true);
       }
-      if constexpr (C::kKeyRests) {
-        Wgmma<Contract::kAlongRows>(
-            state_[s], x[3], SlabDescriptor(SharedAddress(tiles.b_rest[s])),
-            true);
-      }
       WgmmaCommit();
     }
+  }
+
+  // state += x^T KeyRests.
+  __device__ void AddKeyRests() {
+    const int first =
+        (work_.rows.chunks() - 1) * kChunk + FirstRestRow<C>(work_);
+    uint32_t x[4];  // y has taken its place: from global memory
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int value = column_ + Row() + i % 2 * 8;
+      uint32_t bits[2] = {};
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+        const int token = first + i / 2 * 8 + lane_ % 4 * 2 + j;
+        if (token >= work_.rows.length) continue;
+        const int64_t row =
+            (work_.rows.first + token) * args_.shape.H + work_.h;
+        bits[j] = __bfloat16_as_ushort(args_.x[row * C::V + value]);
+      }
+      x[i] = bits[0] | bits[1] << 16;
+    }
+    BarrierWait(SharedAddress(&shared_.rests_full), 0);
+    const int rank = C::kCluster > 1 ? ClusterRank() : 0;
+    WgmmaFence();
+#pragma unroll
+    for (int s = 0; s < C::kSlabs; ++s) {
+      Wgmma<Contract::kAlongRows>(state_[s], x,
+                                  SlabDescriptor(SharedAddress(
+                                      KeyRestSlab<C>(shared_, work_, rank, s))),
+                                  true);
+    }
+    WgmmaCommit();
+    WgmmaWait<0>();
+#pragma unroll
+    for (int s = 0; s < C::kSlabs; ++s) Touch(state_[s]);
   }
 
   // Whether a step's state is stored by the step before, as its slabs are done.
