@@ -31,7 +31,7 @@ struct ScanConfig {
                                  : kSlabs == 4 || kOwn == 2 ? 2
                                                             : 3;
   // Whether the keys of a sequence's last kRestTokens tokens have a second bf16
-  // part, what rounding left of them, in the update of the state.
+  // part, what rounding left of them, in the final state.
   static constexpr bool kKeyRests = kGates && !kReverse;
   static constexpr int kRestTokens = 16;
   static constexpr int kRestBytes = kRestTokens * 128;  // of a slab
