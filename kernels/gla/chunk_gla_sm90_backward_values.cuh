@@ -178,13 +178,7 @@ class BackwardValues : protected StateTile<C> {
     WgmmaFence();
 #pragma unroll
     for (int part = 0; part < C::kParts; ++part) {
-      const uint64_t scores =
-          SlabDescriptor(SharedAddress(shared_.scores[part]));
-#pragma unroll
-      for (int step = 0; step < 4; ++step) {
-        Wgmma<kColumns>(y, x[step], StepDescriptor<kColumns>(scores, step),
-                        true);
-      }
+      Tile::template AddTokens<kColumns>(x, shared_.scores[part], y);
     }
     WgmmaCommit();
   }
@@ -194,12 +188,7 @@ class BackwardValues : protected StateTile<C> {
     WgmmaFence();
 #pragma unroll
     for (int s = 0; s < C::kSlabs; ++s) {
-      const uint64_t slab = SlabDescriptor(SharedAddress(keys.q[s]));
-#pragma unroll
-      for (int step = 0; step < 4; ++step) {
-        Wgmma<kRows>(state_[s], x[step], StepDescriptor<kRows>(slab, step),
-                     true);
-      }
+      Tile::template AddTokens<kRows>(x, keys.q[s], state_[s]);
     }
     WgmmaCommit();
   }

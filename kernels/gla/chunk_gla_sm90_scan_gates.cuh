@@ -253,9 +253,10 @@ class ScanGates {
         key[c] = (key[c] - LowFloat(pair)) * edge[c];
         key[c + 1] = (key[c + 1] - HighFloat(pair)) * edge[c + 1];
       }
-      *reinterpret_cast<Piece*>(static_cast<uint8_t*>(KeyRestSlab<C>(
-                                    shared_, work_, rank_, OwnSlab(own_))) +
-                                SlabElement(row, Channel())) = Round(key);
+      uint8_t* const slab =
+          KeyRestSlab<C>(shared_, work_, rank_, OwnSlab(own_));
+      *reinterpret_cast<Piece*>(slab + SlabElement(row, Channel())) =
+          Round(key);
     }
     FenceAsyncProxy();
     const uint32_t full = SharedAddress(&shared_.rests_full);

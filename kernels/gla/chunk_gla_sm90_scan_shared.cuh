@@ -209,14 +209,16 @@ __device__ int FirstRestRow(const ScanWork& w) {
 // Where the rests of a slab's keys are, in the block of rank `rank`: of an own
 // slab in the buffer of gates that the pass's last step did not use.
 template <typename C>
-__device__ void* KeyRestSlab(ScanShared<C>& shared, const ScanWork& w, int rank,
-                             int slab) {
+__device__ uint8_t* KeyRestSlab(ScanShared<C>& shared, const ScanWork& w,
+                                int rank, int slab) {
   static_assert(sizeof(shared.stage) % 1024 == 0 &&
                     sizeof(shared.scores) % 1024 == 0 &&
                     sizeof(shared.gates.raw) % 1024 == 0,
                 "the buffers of gates are at multiples of 1024 bytes");
   const int own = slab - rank * C::kOwn;
-  if (own >= 0 && own < C::kOwn) return shared.gates.g[w.chunks % 2][own];
+  if (own >= 0 && own < C::kOwn) {
+    return reinterpret_cast<uint8_t*>(shared.gates.g[w.chunks % 2][own]);
+  }
   if constexpr (C::kCluster > 1) return shared.key_rests.other[slab % C::kOwn];
   return nullptr;
 }

@@ -201,12 +201,8 @@ class ScanState : StateTile<C> {
     WgmmaFence();
 #pragma unroll
     for (int part = 0; part < C::kScoreParts; ++part) {
-      const uint64_t scores = SlabDescriptor(
-          SharedAddress(shared_.scores[C::kGates ? part : i % C::kStages]));
-#pragma unroll
-      for (int step = 0; step < 4; ++step) {
-        Wgmma<kAlong>(y, x[step], StepDescriptor<kAlong>(scores, step), true);
-      }
+      Tile::template AddTokens<kAlong>(
+          x, shared_.scores[C::kGates ? part : i % C::kStages], y);
     }
     WgmmaCommit();
   }
@@ -260,13 +256,7 @@ class ScanState : StateTile<C> {
     WgmmaFence();
 #pragma unroll
     for (int s = 0; s < C::kSlabs; ++s) {
-      const uint64_t slab = SlabDescriptor(SharedAddress(tiles.b[s]));
-#pragma unroll
-      for (int step = 0; step < 4; ++step) {
-        Wgmma<Contract::kAlongRows>(
-            state_[s], x[step],
-            StepDescriptor<Contract::kAlongRows>(slab, step), true);
-      }
+      Tile::template AddTokens<Contract::kAlongRows>(x, tiles.b[s], state_[s]);
       WgmmaCommit();
     }
   }
@@ -295,10 +285,9 @@ class ScanState : StateTile<C> {
     WgmmaFence();
 #pragma unroll
     for (int s = 0; s < C::kSlabs; ++s) {
+      const uint8_t* const rests = KeyRestSlab<C>(shared_, work_, rank, s);
       Wgmma<Contract::kAlongRows>(state_[s], x,
-                                  SlabDescriptor(SharedAddress(
-                                      KeyRestSlab<C>(shared_, work_, rank, s))),
-                                  true);
+                                  SlabDescriptor(SharedAddress(rests)), true);
     }
     WgmmaCommit();
     WgmmaWait<0>();

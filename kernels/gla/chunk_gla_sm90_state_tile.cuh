@@ -24,6 +24,18 @@ class StateTile {
 
   __device__ int Thread() const { return warp_ * 32 + lane_; }
 
+  // d += x^T B, over a chunk's tokens: rows of the slab B, or columns.
+  template <Contract kAlong>
+  static __device__ void AddTokens(const uint32_t (&x)[4][4],
+                                   const uint8_t (&b)[kSlabBytes],
+                                   float (&d)[32]) {
+    const uint64_t slab = SlabDescriptor(SharedAddress(b));
+#pragma unroll
+    for (int step = 0; step < 4; ++step) {
+      Wgmma<kAlong>(d, x[step], StepDescriptor<kAlong>(slab, step), true);
+    }
+  }
+
   // --- Scores: 32 columns of a chunk's, in two warpgroups.
 
   // The first of this thread's elements.
