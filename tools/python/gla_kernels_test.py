@@ -709,11 +709,12 @@ def piece_shapes(V):
 @group
 def last_keys():
     """Final states behind strong gates: little more than what the last tokens add. Below 256
-    channels their keys have second bf16 parts, without which errors are 1.6e-3 to 1.8e-3; but not
+    channels their keys have second bf16 parts, without which errors are 1.4e-3 to 1.7e-3; but not
     those of the chunk before, which count behind a last chunk of one token."""
 
     def case(gate_dtype, B, T, H, K, V, **kwargs):
-        limit = 1e-4 if K < 256 and T != 1025 else 0.0013
+        one_token = T % 64 == 1 and "cu_seqlens" not in kwargs
+        limit = 0.0013 if K == 256 or one_token else 1e-4
         return check(chunk_gla, problem(B, T, H, K, V, gate_dtype=gate_dtype,
                                         gates=lambda g: g * 16, **kwargs),
                      CHUNK_LIMITS | {"ht": limit})
