@@ -44,6 +44,18 @@ __device__ inline void BarrierWait(uint32_t barrier, uint32_t parity) {
       : "memory");
 }
 
+// Arrives and waits for all others that arrive: like NamedBarrier, but on a
+// barrier that is used for nothing else, and which racecheck follows.
+__device__ inline void BarrierMeet(uint32_t barrier) {
+  asm volatile(
+      "{\n.reg .pred p;\n.reg .b64 phase;\n"
+      "mbarrier.arrive.shared::cta.b64 phase, [%0];\n"
+      "meet:\n"
+      "mbarrier.try_wait.shared::cta.b64 p, [%0], phase;\n"
+      "@!p bra meet;\n}\n" ::"r"(barrier)
+      : "memory");
+}
+
 // Named barrier `id` (1..15) among `threads` threads of the block.
 __device__ inline void NamedBarrier(int id, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");

@@ -61,6 +61,10 @@ __global__ void __launch_bounds__(C::kThreads, 1)
     }
     BarrierInit(SharedAddress(&shared.state_full), 1);
     BarrierInit(SharedAddress(&shared.flow_full), C::kMainThreads);
+    shared.meetings.Init();
+    for (uint64_t& meeting : shared.group_meeting) {
+      BarrierInit(SharedAddress(&meeting), 128);
+    }
     BarrierInitFence();
   }
   __syncthreads();

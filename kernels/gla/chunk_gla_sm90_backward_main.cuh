@@ -291,7 +291,7 @@ class BackwardMain : BackwardValues<C> {
       parts = {{is_steep(thread_.Channel(0)), is_steep(thread_.Channel(1))}};
       GradSteep<Gate, kSize, Scaling>(params_.grad, chunk, thread_, parts,
                                       shared_.steep[group_])
-          .Add(kBackwardGroupBarrier + group_, is_steep, q, k);
+          .Add(shared_.group_meeting[group_], is_steep, q, k);
     }
     finish.StoreKeys(any_steep, q, k);
     if constexpr (C::kSlabs == 1) {

@@ -85,10 +85,12 @@ struct BackwardShared {
   int32_t any_steep[2][C::kSlabs];
   uint64_t raw_full[2], gated[2], finished[2];
   uint64_t rows_full[3], state_full, flow_full;
+  SteepMeetings meetings;
+  uint64_t group_meeting[2];  // of a main warpgroup, for its steep channels
   std::conditional_t<C::kRests, Rests, NoRests> rests[2];
 };
 
-// Named barriers, beside kSteepBarrier and kSteepLoadBarrier.
+// Named barriers.
 inline constexpr int kBackwardGateBarrier = 1;
 inline constexpr int kBackwardMainBarrier = 4;   // both main warpgroups
 inline constexpr int kBackwardRowsBarrier = 5;   // main to the loading warp

@@ -60,7 +60,8 @@ class BackwardValues : protected StateTile<C> {
       const auto is_steep = [this, stage](int channel) {
         return IsSteepDecay(shared_.decay[stage][channel]);
       };
-      Tile::AddSteepScores(chunk, is_steep, shared_.steep[0], p);
+      Tile::AddSteepScores(chunk, is_steep, shared_.steep[0], shared_.meetings,
+                           p);
     }
     Tile::template StoreScores<C::kParts>(shared_.scores[0], IsCausal<C>, p);
     Tile::ForOwnScores(d_a, [this, stage](int i, float& own) {

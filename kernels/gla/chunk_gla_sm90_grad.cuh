@@ -78,6 +78,7 @@ __global__ void __cluster_dims__(C::kCluster) __launch_bounds__(C::kThreads, 1)
       BarrierInit(SharedAddress(&shared.gates_full[c]), 1);
       BarrierInit(SharedAddress(&shared.keys_finished[c]), 128);
       BarrierInit(SharedAddress(&shared.gates_finished[c]), 128);
+      BarrierInit(SharedAddress(&shared.steep_meeting[c]), 128);
     }
     BarrierInit(SharedAddress(&shared.gated_full), 32 * kSegmentChunks);
     BarrierInit(SharedAddress(&shared.can_score), kSegmentChunks * C::kCluster);

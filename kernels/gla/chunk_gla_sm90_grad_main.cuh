@@ -374,7 +374,7 @@ class GradMain {
       };
       GradSteep<Gate, 32, ScaledParts>(params_.args, chunk, thread_, scaling,
                                        shared_.steep(n, chunk_))
-          .Add(kGradSteepBarrier + chunk_, is_steep, q, k);
+          .Add(shared_.steep_meeting[chunk_], is_steep, q, k);
       FenceAsyncProxy();
       BarrierArrive(SharedAddress(&shared_.keys_free));
     }

@@ -221,6 +221,7 @@ struct GradShared {
   uint64_t keys_full[kSegmentChunks], gates_full[kSegmentChunks];
   uint64_t keys_finished[kSegmentChunks], gates_finished[kSegmentChunks];
   uint64_t gated_full, scored, can_score, sent, keys_free;
+  uint64_t steep_meeting[kSegmentChunks];  // of a main warpgroup
 
   // Of item n.
   __device__ GradWork& work(int n, int chunk) { return works[n & 3][chunk]; }
@@ -251,8 +252,7 @@ __device__ inline int Opaque(int i) {
 // Named barriers.
 inline constexpr int kGradScoreBarrier = 1;
 inline constexpr int kGradMainBarrier = 2;
-inline constexpr int kGradSteepBarrier = 3;  // to 5: one a main warpgroup
-inline constexpr int kGradLastStepBarrier = 6;
+inline constexpr int kGradLastStepBarrier = 3;
 
 // Steps are counted over all items.
 template <typename C>

@@ -83,27 +83,28 @@ class GradSteep {
         scaling_(scaling),
         channels_(channels) {}
 
-  // By the 128 threads of a warpgroup, together at named barrier `barrier`;
-  // is_steep(channel) says which are, in any part.
+  // By the 128 threads of a warpgroup, who meet at `meeting`; is_steep(channel)
+  // says which are, in any part.
   template <typename Fn>
-  __device__ void Add(int barrier, Fn is_steep, float (&q)[kSize],
+  __device__ void Add(uint64_t& meeting, Fn is_steep, float (&q)[kSize],
                       float (&k)[kSize]) const {
     const int thread = thread_.warp * 32 + thread_.lane;
+    const uint32_t barrier = SharedAddress(&meeting);
 #pragma unroll 1
     for (int first = 0; first < 64; first += 8) {
       bool any = false;
 #pragma unroll 1
       for (int i = 0; i < 8; ++i) any |= is_steep(first + i);
       if (!any) continue;
-      NamedBarrier(barrier, 128);
+      BarrierMeet(barrier);
       const bool valid = thread / 2 < chunk_.rows;
       LoadSteepChannels<Gate>(
           args_, thread, valid,
           chunk_.first + (valid ? thread / 2 : 0) * chunk_.stride + first,
           channels_);
-      NamedBarrier(barrier, 128);
+      BarrierMeet(barrier);
       AccumulateGates(thread, channels_);
-      NamedBarrier(barrier, 128);
+      BarrierMeet(barrier);
       // The channels' elements are those of one warp's rows.
       if (thread_.warp == first / 16 && is_steep(first + thread_.lane / 4)) {
         if (first / 8 % 2 == 0) {

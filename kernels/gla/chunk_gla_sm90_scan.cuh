@@ -88,6 +88,7 @@ __global__ void __cluster_dims__(C::kCluster) __launch_bounds__(C::kThreads, 1)
     for (int r = 0; r < C::kRaws; ++r) {
       BarrierInit(SharedAddress(&shared.raw_full[r]), 1);
     }
+    if constexpr (C::kGates && C::kOutput) shared.meetings.Init();
     if constexpr (C::kKeyRests) {
       BarrierInit(SharedAddress(&shared.rests_full),
                   32 * C::kGateWarps + (C::kCluster > 1));

@@ -120,15 +120,14 @@ struct ScanShared {
   uint64_t g_full[2];
   uint64_t raw_full[C::kRaws];
   uint64_t rests_full;
+  SteepMeetings meetings;
   std::conditional_t<C::kKeyRests && (C::kCluster > 1), KeyRests<C>, NoKeyRests>
       key_rests;
 };
 
 // Named barriers.
 inline constexpr int kGateBarrier = 1;
-inline constexpr int kSteepBarrier = 2;  // both state warpgroups
-inline constexpr int kSteepLoadBarrier = 3;
-inline constexpr int kStoreBarrier = 4;  // and 5: one a state warpgroup
+inline constexpr int kStoreBarrier = 2;  // and 3: one a state warpgroup
 
 // The parity of the phase in which use number i of a ring is complete.
 template <int kSize>

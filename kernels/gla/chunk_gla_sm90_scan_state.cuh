@@ -178,7 +178,7 @@ class ScanState : StateTile<C> {
                    .mid[channel % 8 / 2][channel % 64 / 8 * 2 + channel % 2] !=
                1;
       };
-      Tile::AddSteepScores(chunk, is_steep, shared_.steep, p);
+      Tile::AddSteepScores(chunk, is_steep, shared_.steep, shared_.meetings, p);
     }
     // In the place of products of rounded operands.
     Tile::ForOwnScores(p, [&own](int i, float& score) { score = own[i]; });

@@ -91,20 +91,22 @@ class StateTile {
   template <typename Fn>
   __device__ void AddSteepScores(int chunk, Fn is_steep,
                                  SteepChannels& channels,
+                                 SteepMeetings& meetings,
                                  float (&p)[16]) const {
+    const uint32_t all = SharedAddress(&meetings.all);
 #pragma unroll 1
     for (int first = 0; first < C::K; first += 8) {
       bool any = false;
 #pragma unroll 1
       for (int c = 0; c < 8; ++c) any |= is_steep(first + c);
       if (!any) continue;
-      NamedBarrier(kSteepBarrier, 256);
+      BarrierMeet(all);
       if (group_ == 0) {
         LoadChannels(chunk, first, channels);
-        NamedBarrier(kSteepLoadBarrier, 128);
+        BarrierMeet(SharedAddress(&meetings.loaders));
         AccumulateGates(Thread(), channels);
       }
-      NamedBarrier(kSteepBarrier, 256);
+      BarrierMeet(all);
 #pragma unroll 1
       for (int c = 0; c < 8; ++c) {
         if (!is_steep(first + c)) continue;
@@ -112,7 +114,7 @@ class StateTile {
                                    p);
       }
     }
-    NamedBarrier(kSteepBarrier, 256);  // Before scores replace the channels.
+    BarrierMeet(all);  // Before scores replace the channels.
   }
   __device__ void LoadChannels(int chunk, int first,
                                SteepChannels& channels) const {

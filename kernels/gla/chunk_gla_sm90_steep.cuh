@@ -13,6 +13,18 @@ struct alignas(16) SteepChannels {
   __nv_bfloat16 k[8][kChunk];
 };
 
+// Where two warpgroups meet while they add terms of steep channels: all 256
+// threads, and the 128 that load the channels. (Not named barriers: where some
+// warps meet at one and others at another, racecheck sees races.)
+struct SteepMeetings {
+  uint64_t all, loaders;
+
+  __device__ void Init() {
+    BarrierInit(SharedAddress(&all), 256);
+    BarrierInit(SharedAddress(&loaders), 128);
+  }
+};
+
 // Fills `channels`, by the 128 threads of a warpgroup, but with gates that are
 // not cumulative yet. Thread 2 t + i has token t and channels 4 i .. 4 i + 3;
 // `offset` is where the first of the eight channels of its token is, in a
