@@ -114,7 +114,11 @@ gla_status gla_chunk_bwd(const gla_chunk_bwd_args* args, void* stream);
 
 // --- Recurrent form ---------------------------------------------------------
 //
-// Any dtypes. A sequence's bits do not depend on the other sequences.
+// Any dtypes. A sequence's bits do not depend on the other sequences. A call
+// that decodes (a token for each of many sequences) starts while the kernel
+// before it in the stream ends, and waits for it before it touches memory: a
+// programmatic dependent launch. If that kernel was launched so, it must have
+// waited for those before it, as such kernels do.
 
 typedef struct gla_recurrent_fwd_args {
   gla_shape shape;

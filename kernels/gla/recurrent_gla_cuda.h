@@ -3,6 +3,11 @@
 // both have checked their arguments. Needs the CUDA runtime and nothing else.
 // Float32 arithmetic and states. Queued on `stream`; allocates nothing;
 // deterministic; a row's bits do not depend on the other rows.
+//
+// A call that decodes (a token for each of many sequences) starts while the
+// kernel before it in the stream ends, and waits for it before it touches
+// memory: a programmatic dependent launch. If that kernel was launched so, it
+// must have waited for those before it, as such kernels do.
 #ifndef GLA_KERNELS_GLA_RECURRENT_GLA_CUDA_H_
 #define GLA_KERNELS_GLA_RECURRENT_GLA_CUDA_H_
 

@@ -1,8 +1,11 @@
-// What recurrent_gla_test cannot reach: 16-bit element types and cu_seqlens.
+// What recurrent_gla_test cannot reach: 16-bit element types, cu_seqlens, and
+// the kernel for a token each of many sequences.
 #include "kernels/gla/recurrent_gla_cuda.h"
 
 #include <algorithm>
 #include <array>
+#include <cmath>
+#include <utility>
 
 #include "gtest/gtest.h"
 #include "kernels/base/cuda_check.h"
@@ -114,6 +117,58 @@ TEST(RecurrentGlaCuda, PackedSequencesMatchReference) {
                              /*normalizer=*/1, /*seed=*/2);
     ExpectGlaResults(1e-5, 5e-5, Compute(DType::kFloat32, problem),
                      ComputeExpected(problem));
+  }
+}
+
+struct Step {
+  OwnedTensor<float, 4> o, states;
+};
+
+// A token each for p's sequences, whose states are every other one of `states`,
+// from the last on. With `packed` the same through cu_seqlens.
+Step Decode(const GlaProblem& p, const OwnedTensor<float, 4>& states,
+            DType gate_dtype, bool packed) {
+  TestDevice device(Device::kCuda);
+  const int64_t N = p.shape.B;
+  OwnedTensor<int32_t, 1> slots({N}), cu_seqlens({N + 1});
+  for (int64_t n = 0; n < N; ++n) slots[n] = 2 * (N - 1 - n) + 1;
+  for (int64_t n = 0; n <= N; ++n) cu_seqlens[n] = n;
+  RecurrentGlaFwdCudaArgs args = {};
+  args.shape = CudaShape(p.shape, DType::kBFloat16);
+  args.shape.gate_dtype = gate_dtype;
+  if (packed) std::swap(args.shape.B, args.shape.T);
+  args.scale = p.scale;
+  args.q = UploadAs(DType::kBFloat16, device, p.q);
+  args.k = UploadAs(DType::kBFloat16, device, p.k);
+  args.v = UploadAs(DType::kBFloat16, device, p.v);
+  args.g = UploadAs(gate_dtype, device, p.g);
+  if (packed) args.cu_seqlens = device.Upload(cu_seqlens).data();
+  args.slots = device.Upload(slots).data();
+  const auto pool = device.Upload(states);
+  args.initial_state = args.final_state = pool.data();
+  args.o = UploadAs(DType::kBFloat16, device, GlaResults(p.shape).o);
+  CUDA_CHECK(RecurrentGlaFwdCuda(args, /*stream=*/nullptr));
+  return {DownloadAs(DType::kBFloat16, device, args.o, p.shape.values()),
+          device.Download(pool)};
+}
+
+// Calls with cu_seqlens are never left to the kernel for decoding.
+TEST(RecurrentGlaCuda, DecodingManySequencesLeavesTheSameBits) {
+  if (!IsPresent(Device::kCuda)) GTEST_SKIP() << "no GPU on this machine";
+  constexpr int64_t N = 43, H = 2, V = 192;  // 258 blocks of 64 values
+  for (const int64_t K : {64, 128, 256, 512}) {
+    GlaProblem p({N, 1, H, K, V}, /*normalizer=*/1, /*seed=*/3);
+    for (int64_t i = 0; i < 40; ++i) p.g[7 * i] = -INFINITY;
+    const OwnedTensor<float, 4> states =
+        GlaProblem({2 * N, 1, H, K, V}, /*normalizer=*/1, /*seed=*/4)
+            .initial_state;
+    for (const DType gate_dtype : {DType::kBFloat16, DType::kFloat32}) {
+      const Step got = Decode(p, states, gate_dtype, /*packed=*/false);
+      const Step want = Decode(p, states, gate_dtype, /*packed=*/true);
+      EXPECT_EQ(got.o, want.o) << "K " << K;
+      EXPECT_EQ(got.states, want.states) << "K " << K;
+      EXPECT_NE(got.states, states) << "K " << K;
+    }
   }
 }
 

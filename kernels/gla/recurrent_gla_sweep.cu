@@ -3,24 +3,21 @@
 // That is what decoding takes: 8 K V bytes per head and little else.
 //
 // A thread owns up to 4 neighbouring columns (16 bytes) of every 32nd row; all
-// its loads are in flight at once. The sum over K of an output is made of
-// kParts = 32 partial sums, part p over rows p, p + 32, ..., added as one
-// binary tree (parts p and p^1, then p and p^2, ...). The tree is the same for
-// every slice width and however the tokens are split over calls, so is every
-// bit of the result.
+// its loads are in flight at once. How sums over K are added is the same for
+// every slice width and however the tokens are split over calls
+// (recurrent_gla_step.cuh), so is every bit of the result.
 #include <algorithm>
 #include <cmath>
 
 #include "kernels/base/ceil_div.h"
-#include "kernels/device/block_sum.cuh"
 #include "kernels/device/elements.cuh"
+#include "kernels/gla/recurrent_gla_decode.h"
 #include "kernels/gla/recurrent_gla_head.cuh"
+#include "kernels/gla/recurrent_gla_step.cuh"
 #include "kernels/gla/recurrent_gla_sweep.h"
 
 namespace gla::internal {
 namespace {
-
-constexpr int kParts = 32;
 
 __device__ int64_t StepToken(const SweepParams& p, const Head& head,
                              int64_t step) {
@@ -109,54 +106,7 @@ __device__ TokenInputs<Tile> LoadStep(const SweepParams& p, const Head& head,
   return inputs;
 }
 
-// Past the L1 cache, where nothing is used again.
-__device__ Lanes<4> LoadState(const float* p, Lanes<4>) {
-  const float4 x = __ldcg(reinterpret_cast<const float4*>(p));
-  return {x.x, x.y, x.z, x.w};
-}
-__device__ Lanes<1> LoadState(const float* p, Lanes<1>) { return {__ldcg(p)}; }
-__device__ void StoreState(const Lanes<4>& x, float* p) {
-  __stcg(reinterpret_cast<float4*>(p),
-         make_float4(x.lane[0], x.lane[1], x.lane[2], x.lane[3]));
-}
-__device__ void StoreState(const Lanes<1>& x, float* p) {
-  __stcg(p, x.lane[0]);
-}
-
-// One token on this thread's part: updates `state`, returns the partial sum.
-template <int kRows, int kWidth>
-__device__ Lanes<kWidth> SweepStep(const float* query, const float* key,
-                                   const float* decay,
-                                   const Lanes<kWidth>& value,
-                                   Lanes<kWidth> (&state)[kRows]) {
-  Lanes<kWidth> sum = {};
-#pragma unroll
-  for (int r = 0; r < kRows; ++r) {
-    const float q = query[r * kParts], k = key[r * kParts];
-    const float a = decay[r * kParts];
-#pragma unroll
-    for (int i = 0; i < kWidth; ++i) {
-      float& s = state[r].lane[i];
-      s = fmaf(a, s, k * value.lane[i]);
-      sum.lane[i] = fmaf(q, s, sum.lane[i]);
-    }
-  }
-  return sum;
-}
-
-// The lower levels of the tree, over the parts that share a warp.
-template <int kWidth, int kColumnThreads>
-__device__ void AddPartsOfWarp(Lanes<kWidth>* sum) {
-#pragma unroll
-  for (int offset = kColumnThreads; offset < kWarpThreads; offset *= 2) {
-#pragma unroll
-    for (int i = 0; i < kWidth; ++i) {
-      sum->lane[i] += __shfl_xor_sync(0xffffffff, sum->lane[i], offset);
-    }
-  }
-}
-
-// The upper levels, over the warps; writes the outputs of `count` steps.
+// Writes the outputs of `count` steps.
 template <typename Tile>
 __device__ void WriteOutputs(const SweepParams& p, const Head& head,
                              int64_t done, int count, int first_column,
@@ -164,20 +114,10 @@ __device__ void WriteOutputs(const SweepParams& p, const Head& head,
   for (int j = threadIdx.x; j < count * Tile::kColumns; j += Tile::kThreads) {
     const int i = j / Tile::kColumns, column = j % Tile::kColumns;
     if (first_column + column >= p.shape.V) continue;
-    float x[Tile::kWarps];
-#pragma unroll
-    for (int warp = 0; warp < Tile::kWarps; ++warp) {
-      x[warp] = tile.sums[(i * Tile::kWarps + warp) * Tile::kColumns + column];
-    }
-#pragma unroll
-    for (int half = 1; half < Tile::kWarps; half *= 2) {
-#pragma unroll
-      for (int warp = 0; warp < Tile::kWarps; warp += 2 * half) {
-        x[warp] += x[warp + half];
-      }
-    }
+    const float sum = AddWarps<Tile::kWarps, Tile::kColumns>(
+        tile.sums + i * Tile::kWarps * Tile::kColumns + column);
     const int64_t t = StepToken(p, head, done + i);
-    StoreElement(x[0], p.out, p.shape.dtype,
+    StoreElement(sum, p.out, p.shape.dtype,
                  TokenRow(p.shape, head, t, p.shape.V) + first_column + column);
   }
 }
@@ -300,6 +240,7 @@ cudaError_t SweepOfRows(const SweepParams& p, cudaStream_t stream) {
 }  // namespace
 
 cudaError_t Sweep(const SweepParams& p, cudaStream_t stream) {
+  if (HasDecodeKernel(p)) return Decode(p, stream);
   if (p.shape.K <= 2 * kParts) return SweepOfRows<2>(p, stream);
   if (p.shape.K <= 4 * kParts) return SweepOfRows<4>(p, stream);
   if (p.shape.K <= 8 * kParts) return SweepOfRows<8>(p, stream);

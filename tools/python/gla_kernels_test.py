@@ -593,7 +593,7 @@ def states():
 @group
 def recurrent():
     cases = [(3, 1, 4, 256, 512), (2, 7, 2, 128, 256), (2, 64, 2, 65, 129), (1, 33, 3, 512, 512),
-             (2, 20, 2, 1, 1), (300, 1, 2, 64, 128)]
+             (2, 20, 2, 1, 1), (300, 1, 2, 64, 128), (16, 1, 4, 256, 512)]
     types = (FP32, FP32), (FP32, BF16), (BF16, FP32), (BF16, BF16), (FP16, FP32), (FP16, FP16)
     for shape, (dtype, gate_dtype) in itertools.product(cases[:3] if options.quick else cases,
                                                         types):
