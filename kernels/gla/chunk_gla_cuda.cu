@@ -165,6 +165,8 @@ cudaError_t TunedBwd(const ChunkGlaBwdCudaArgs& args, cudaStream_t stream) {
       .dq = static_cast<__nv_bfloat16*>(args.dq),
       .dk = static_cast<__nv_bfloat16*>(args.dk),
       .dg = args.dg,
+      .reverse_blocks =
+          args.shape.N * args.shape.H * (args.shape.V / 128) * w.scan.pieces,
   };
   if (auto e = StartPieces(w.scan, /*reverse=*/true, stream)) return e;
   if (HasScanBackward(args.shape.V)) {

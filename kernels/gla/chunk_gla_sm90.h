@@ -136,7 +136,9 @@ struct GradArgs {
   const __nv_bfloat16 *states, *d_states;
   __nv_bfloat16 *dq, *dk;
   void* dg;
+  int64_t reverse_blocks;  // of ScanReverse, one a multiprocessor
 };
+// Directly behind ScanReverse in the stream, which lets it start.
 cudaError_t SegmentGradients(const GradArgs& args, cudaStream_t stream);
 
 // The reverse pass and the gradients at once, where HasScanBackward: `scan` as

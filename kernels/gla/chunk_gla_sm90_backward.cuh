@@ -33,6 +33,8 @@
 //   rows_full   v or d_o of a chunk is there (a ring of three)
 //   state_full  S is
 //   flow_full   with 64 channels, both parts of the flow are stored
+//   meetings, group_meeting  where both main warpgroups, and each, meet for
+//               steep channels
 // Between them, the main warpgroups meet when scores, dA and D are stored, when
 // v has been read, and when all operands have been read.
 #ifndef GLA_KERNELS_GLA_CHUNK_GLA_SM90_BACKWARD_CUH_

@@ -33,6 +33,13 @@
 //                              in steps of 32 values, as far ahead as there is
 //                              room
 //
+// The first item takes twice as long as others, for its code comes from memory.
+// So the kernel starts while the reverse pass ends (a dependent launch), and
+// two clusters, if there are multiprocessors free that early, *rehearse*: go
+// through an item without rows. Others then find the code in the L2 cache. The
+// loads of steps, and all that comes of them, wait for the reverse pass; what a
+// rehearsal loads may be half written, and counts for nothing.
+//
 // A cluster takes item after item. Barriers:
 //   full, empty  of a stage, one step: loaded; read by main and scores of both
 //                blocks
@@ -49,11 +56,14 @@
 //                item's g is loaded where dq was
 //   gates_finished  its dg is in the place of gates, or stored if they have 32
 //                bits; it needs no more of <S, D>
+//   steep_meeting   where a main warpgroup meets for steep channels
 #ifndef GLA_KERNELS_GLA_CHUNK_GLA_SM90_GRAD_CUH_
 #define GLA_KERNELS_GLA_CHUNK_GLA_SM90_GRAD_CUH_
 
 #include <algorithm>
 
+#include "kernels/base/ceil_div.h"
+#include "kernels/device/dependent_launch_sm90.cuh"
 #include "kernels/device/tensor_map_sm90.h"
 #include "kernels/gla/chunk_gla_sm90_grad_keys.cuh"
 #include "kernels/gla/chunk_gla_sm90_grad_loads.cuh"
@@ -155,6 +165,28 @@ cudaError_t MakeGradParams(const GradArgs& args, GradParams* params) {
   return make_keys(args.dg, &params->d_g);
 }
 
+// How many of `clusters` rehearse: two, if they find multiprocessors free
+// before the last blocks of the reverse pass end, and have an item less than
+// others: else they would be late. (Of packed sequences, if that is so by and
+// large.)
+template <typename C>
+int Rehearsing(const GradArgs& args, int clusters) {
+  constexpr int kRehearsing = 2;
+  const ChunkGlaShape& s = args.shape;
+  const auto leaves_room = [](int64_t items, int64_t places, int room) {
+    const int64_t last_round = items % places;
+    return last_round > 0 && last_round <= places - room;
+  };
+  const int64_t segments =
+      s.B == s.N ? s.N * CeilDiv(s.T, kSegment) : SegmentSlots(s);
+  return leaves_room(args.reverse_blocks, kMultiprocessors,
+                     kRehearsing * C::kCluster) &&
+                 leaves_room(segments * s.H * (C::kSlices / C::kCluster),
+                             clusters, kRehearsing)
+             ? kRehearsing
+             : 0;
+}
+
 template <typename C>
 cudaError_t LaunchGrad(const GradArgs& args, cudaStream_t stream) {
   GradParams params;
@@ -168,8 +200,9 @@ cudaError_t LaunchGrad(const GradArgs& args, cudaStream_t stream) {
   }
   const int64_t blocks =
       std::min(int64_t{C::kCluster} * params.items, kMultiprocessors);
-  GradKernel<C><<<blocks, C::kThreads, kBytes, stream>>>(params);
-  return cudaGetLastError();
+  params.rehearsing = Rehearsing<C>(args, blocks / C::kCluster);
+  return LaunchKernel(/*dependent=*/true, blocks, C::kThreads, kBytes, stream,
+                      GradKernel<C>, params);
 }
 
 }  // namespace gla::internal

@@ -19,7 +19,7 @@ class GradKeys {
         lane_(Opaque(threadIdx.x % 32)) {}
 
   __device__ void Run() {
-    GradItems<C> items;
+    GradItems<C> items(params_);
     bool has_item = Find(items, 0);
     int n = 0;
     for (; has_item; ++n) {

@@ -2,6 +2,7 @@
 #ifndef GLA_KERNELS_GLA_CHUNK_GLA_SM90_GRAD_LOADS_CUH_
 #define GLA_KERNELS_GLA_CHUNK_GLA_SM90_GRAD_LOADS_CUH_
 
+#include "kernels/device/dependent_launch_sm90.cuh"
 #include "kernels/gla/chunk_gla_sm90_grad_shared.cuh"
 
 namespace gla::internal {
@@ -14,12 +15,14 @@ class GradLoads {
 
   // By one thread.
   __device__ void Run() {
-    GradItems<C> items;
+    GradItems<C> items(params_);
     GradWork work;
     while (items.Next(params_, &work)) {
+      if (work.rows > 0) AwaitKernelBefore();  // D
 #pragma unroll 1
       for (int i = 0; i < C::kSteps; ++i) Load(work, i * C::kValues);
     }
+    AwaitKernelBefore();  // Kernels end in order, also without items.
   }
 
  private:

@@ -21,7 +21,7 @@ class GradMain {
 
   __device__ void Run() {
     GradWork unused;  // the key warps' is what counts
-    bool has_work = GradItems<C>().Next(params_, &unused);
+    bool has_work = GradItems<C>(params_).Next(params_, &unused);
     for (int n = 0; has_work; ++n) {
       float q[32] = {}, k[32] = {};
       float flow[2];

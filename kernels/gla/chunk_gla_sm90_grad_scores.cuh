@@ -18,7 +18,7 @@ class GradScores {
         lane_(threadIdx.x % 32) {}
 
   __device__ void Run() {
-    GradItems<C> items;
+    GradItems<C> items(params_);
     GradWork work;
     for (int n = 0; items.Next(params_, &work); ++n) {
       float d_a[3][32] = {};

@@ -34,6 +34,7 @@ struct GradConfig {
 struct GradParams {
   GradArgs args;
   int items;           // of all clusters: two slices side by side each
+  int rehearsing;      // clusters that begin with an item without rows
   CUtensorMap d_o, v;  // [B T, H V]; boxes kSegment x kValues
   CUtensorMap q, k, g, dq, dk, d_g;  // [B T, H K]; boxes 64 x 64
   CUtensorMap states, d_states;      // [., 64]; boxes of kValues rows
@@ -115,7 +116,7 @@ struct ScaledParts {
 // A block's slice, 64 channels, of a segment of a head.
 struct GradWork {
   int64_t row;  // the segment's first of the B T
-  int rows;     // 1 .. kSegment
+  int rows;     // 1 .. kSegment; 0: a rehearsal
   // Of the segment, and of its first chunk, among all.
   int64_t slot, chunk_slot;
   int h, slice;
@@ -129,22 +130,32 @@ struct GradWork {
   }
 };
 
-// This block's slices of its cluster's items, one after the other.
+// This block's slices of its cluster's items, one after the other. The first
+// clusters to start are the last in the order of items: none has fewer.
 template <typename C>
 class GradItems {
  public:
-  __device__ GradItems() : item_(blockIdx.x / C::kCluster) {}
+  __device__ explicit GradItems(const GradParams& params) {
+    const int cluster = blockIdx.x / C::kCluster;
+    item_ = Clusters() - 1 - cluster;
+    if (cluster < params.rehearsing) item_ -= Clusters();
+  }
 
   __device__ bool Next(const GradParams& params, GradWork* work) {
     while (item_ < params.items) {
       const int item = item_;
-      item_ += gridDim.x / C::kCluster;
-      if (Find(params.args, item, work)) return true;
+      item_ += Clusters();
+      if (Find(params.args, max(item, 0), work)) {
+        if (item < 0) work->rows = 0;
+        return true;
+      }
     }
     return false;
   }
 
  private:
+  static __device__ int Clusters() { return gridDim.x / C::kCluster; }
+
   // False for slots that no segment uses.
   static __device__ bool Find(const GradArgs& args, int item, GradWork* w) {
     constexpr int kGroups = C::kSlices / C::kCluster;

@@ -26,8 +26,8 @@
 // Forward, where operands are gated here, B of a sequence's last 16 tokens, or
 // as many of them as its last chunk has, has a second bf16 part, what rounding
 // left of it (KeyRests): where gates are strong, what these add is most of the
-// final state. That part is added behind the last step. And with 128 values
-// scores have a second part.
+// final state. That part is added behind the last step. And scores, with 256
+// values those with a chunk's first keys, have a second part.
 //
 // Where only states are wanted (no y, or in the silent steps of a piece that
 // catches up) there is neither A nor scores.
@@ -41,6 +41,7 @@
 //   a_empty   with what `full` says is loaded
 // of scores formed here:
 //   scored, scores_empty  both halves are stored; both warpgroups have read
+//   meetings  where the state warpgroups meet for steep channels
 // and of what is gated here:
 //   g_full    gates, two steps ahead
 //   raw_full  A and B before gating, ahead of their stage
@@ -98,7 +99,7 @@ __global__ void __cluster_dims__(C::kCluster) __launch_bounds__(C::kThreads, 1)
       ScanGates<C>(params, work, shared, rank, warp).StartLoads();
     }
   }
-  LetNextKernelStart();
+  if (!C::kBeforeGradients) LetNextKernelStart();
   AwaitKernelBefore();
   __syncthreads();
   if (C::kCluster > 1) ClusterStart();

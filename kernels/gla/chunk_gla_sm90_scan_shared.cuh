@@ -18,6 +18,7 @@ struct ScanConfig {
   static constexpr int V = kV;
   static constexpr bool kReverse = kReverseTime;
   static constexpr bool kOutput = kWithOutput;  // or only the states
+  static constexpr bool kBeforeGradients = kReverse && kOutput;
   static constexpr bool kGates = !std::is_void_v<GateT>;
   using Gate = std::conditional_t<kGates, GateT, float>;
 
@@ -35,10 +36,15 @@ struct ScanConfig {
   static constexpr bool kKeyRests = kGates && !kReverse;
   static constexpr int kRestTokens = 16;
   static constexpr int kRestBytes = kRestTokens * 128;  // of a slab
-  // Parts of scores. (Heads of 128 values have the time for two.)
-  static constexpr int kScoreParts = kKeyRests && kOutput && V == 128 ? 2 : 1;
+  // The first keys of a chunk whose scores have a second part. (Heads of 128
+  // values have the time for all of them, those of 256 for half, which has
+  // three quarters of the scores.)
+  static constexpr int kScoreRests = !kKeyRests || !kOutput ? 0
+                                     : V == 128             ? kChunk
+                                                            : kChunk / 2;
   // Buffers of q and k before gating; of gates there are two.
-  static constexpr int kRaws = sizeof(Gate) == 4 && kOwn == 2 ? 1 : 2;
+  static constexpr int kRaws =
+      sizeof(Gate) == 4 && (kOwn == 2 || (kScoreRests > 0 && V == 256)) ? 1 : 2;
   static constexpr int kGateWarps = 8;
   static constexpr int kThreads = 256 + (kGates ? 32 * kGateWarps : 128);
   // The thread that starts loads.
@@ -104,8 +110,8 @@ struct ScanShared {
   Stage stage[C::kStages];
   union {
     // Of a stage if they come with it, else the parts of the step's at work.
-    uint8_t scores[C::kGates || !C::kOutput ? C::kScoreParts : C::kStages]
-                  [kSlabBytes];
+    uint8_t scores[C::kGates || !C::kOutput ? 1 + (C::kScoreRests > 0)
+                                            : C::kStages][kSlabBytes];
     SteepChannels steep;  // before scores are stored
   };
   std::conditional_t<C::kGates, GateBuffers<C>, NoGateBuffers> gates;

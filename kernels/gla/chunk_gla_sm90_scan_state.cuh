@@ -2,6 +2,7 @@
 #ifndef GLA_KERNELS_GLA_CHUNK_GLA_SM90_SCAN_STATE_CUH_
 #define GLA_KERNELS_GLA_CHUNK_GLA_SM90_SCAN_STATE_CUH_
 
+#include "kernels/device/dependent_launch_sm90.cuh"
 #include "kernels/gla/chunk_gla_sm90_state_tile.cuh"
 
 namespace gla::internal {
@@ -25,11 +26,15 @@ class ScanState : StateTile<C> {
       float p[16] = {};
       if constexpr (C::kOutput) {
 #pragma unroll 1
-        for (int i = 0; i < work_.silent; ++i) Step<false>(i, p);
+        for (int i = 0; i < work_.silent; ++i) {
+          LetGradientsStart(i);
+          Step<false>(i, p);
+        }
         StartScores(work_.silent % C::kStages, p);
       }
 #pragma unroll 1
       for (int i = work_.silent; i < work_.chunks; ++i) {
+        LetGradientsStart(i);
         Step<C::kOutput>(i, p);
       }
       WgmmaWait<0>();
@@ -42,6 +47,14 @@ class ScanState : StateTile<C> {
   }
 
  private:
+  // The gradient kernel may start when so many steps of the pass are left: 8
+  // us. What it fetches earlier has left the L2 cache when it is needed again.
+  static constexpr int kStepsAhead = 4;
+  __device__ void LetGradientsStart(int i) const {
+    if (!C::kBeforeGradients) return;
+    if (i == max(work_.chunks - kStepsAhead, 0)) LetNextKernelStart();
+  }
+
   using Stage = typename ScanShared<C>::Stage;
   using Tile = StateTile<C>;
   using Tile::args_, Tile::work_, Tile::group_, Tile::warp_, Tile::lane_;
@@ -182,7 +195,7 @@ class ScanState : StateTile<C> {
     }
     // In the place of products of rounded operands.
     Tile::ForOwnScores(p, [&own](int i, float& score) { score = own[i]; });
-    Tile::template StoreScores<C::kScoreParts>(shared_.scores[0], IsCausal<C>,
+    Tile::template StoreScores<C::kScoreRests>(shared_.scores[0], IsCausal<C>,
                                                p);
     FenceAsyncProxy();
     BarrierArrive(SharedAddress(&shared_.scored));
@@ -199,10 +212,10 @@ class ScanState : StateTile<C> {
                                     ? Contract::kAlongRows
                                     : Contract::kAlongColumns;
     WgmmaFence();
-#pragma unroll
-    for (int part = 0; part < C::kScoreParts; ++part) {
-      Tile::template AddTokens<kAlong>(
-          x, shared_.scores[C::kGates ? part : i % C::kStages], y);
+    Tile::template AddTokens<kAlong>(
+        x, shared_.scores[C::kGates ? 0 : i % C::kStages], y);
+    if constexpr (C::kScoreRests > 0) {
+      Tile::template AddTokens<kAlong, C::kScoreRests>(x, shared_.scores[1], y);
     }
     WgmmaCommit();
   }

@@ -24,14 +24,14 @@ class StateTile {
 
   __device__ int Thread() const { return warp_ * 32 + lane_; }
 
-  // d += x^T B, over a chunk's tokens: rows of the slab B, or columns.
-  template <Contract kAlong>
+  // d += x^T B, over a chunk's first tokens: rows of the slab B, or columns.
+  template <Contract kAlong, int kTokens = kChunk>
   static __device__ void AddTokens(const uint32_t (&x)[4][4],
                                    const uint8_t (&b)[kSlabBytes],
                                    float (&d)[32]) {
     const uint64_t slab = SlabDescriptor(SharedAddress(b));
 #pragma unroll
-    for (int step = 0; step < 4; ++step) {
+    for (int step = 0; step < kTokens / 16; ++step) {
       Wgmma<kAlong>(d, x[step], StepDescriptor<kAlong>(slab, step), true);
     }
   }
@@ -57,9 +57,9 @@ class StateTile {
     }
   }
 
-  // Stores those that is_kept(row, column), the others as zeros, in kParts bf16
-  // parts, a slab each: a part is what rounding left out of those before it.
-  template <int kParts, typename Fn>
+  // Stores those that is_kept(row, column), the others as zeros, in bf16, and
+  // of the first kRests columns, in a second slab, what rounding left out.
+  template <int kRests, typename Fn>
   __device__ void StoreScores(uint8_t* slabs, Fn is_kept,
                               const float (&p)[16]) const {
     const uint32_t element =
@@ -71,14 +71,14 @@ class StateTile {
         // Eight columns on, eight rows on.
         const uint32_t address = (element ^ (j << 4)) + i * 1024;
         const int row = Row() + 8 * i, column = Column() + 8 * j;
-        float low = is_kept(row, column) ? p[4 * j + 2 * i] : 0;
-        float high = is_kept(row, column + 1) ? p[4 * j + 2 * i + 1] : 0;
-#pragma unroll
-        for (int part = 0; part < kParts; ++part) {
-          const uint32_t packed = PackBf16(low, high);
-          StoreShared32(address + part * kSlabBytes, packed);
-          low -= LowFloat(packed);
-          high -= HighFloat(packed);
+        const float low = is_kept(row, column) ? p[4 * j + 2 * i] : 0;
+        const float high = is_kept(row, column + 1) ? p[4 * j + 2 * i + 1] : 0;
+        const uint32_t packed = PackBf16(low, high);
+        StoreShared32(address, packed);
+        if (kRests == kChunk || (kRests > 0 && 32 * group_ + 8 * j < kRests)) {
+          StoreShared32(
+              address + kSlabBytes,
+              PackBf16(low - LowFloat(packed), high - HighFloat(packed)));
         }
       }
     }

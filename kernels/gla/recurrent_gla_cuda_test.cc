@@ -11,6 +11,7 @@
 #include "kernels/base/cuda_check.h"
 #include "kernels/device/test_elements.h"
 #include "kernels/gla/gla_reference_problem.h"
+#include "kernels/gla/recurrent_gla_decode.h"
 
 namespace gla {
 namespace {
@@ -120,14 +121,15 @@ TEST(RecurrentGlaCuda, PackedSequencesMatchReference) {
   }
 }
 
-struct Step {
+struct Decoded {
   OwnedTensor<float, 4> o, states;
 };
 
-// A token each for p's sequences, whose states are every other one of `states`,
-// from the last on. With `packed` the same through cu_seqlens.
-Step Decode(const GlaProblem& p, const OwnedTensor<float, 4>& states,
-            DType gate_dtype, bool packed) {
+// A token each for p's sequences, the same `steps` times, one call behind the
+// other. The states are every other one of `states`, from the last on. With
+// `packed` through cu_seqlens, which keeps the kernel for decoding away.
+Decoded Decode(const GlaProblem& p, const OwnedTensor<float, 4>& states,
+               DType gate_dtype, int steps, bool packed) {
   TestDevice device(Device::kCuda);
   const int64_t N = p.shape.B;
   OwnedTensor<int32_t, 1> slots({N}), cu_seqlens({N + 1});
@@ -147,12 +149,20 @@ Step Decode(const GlaProblem& p, const OwnedTensor<float, 4>& states,
   const auto pool = device.Upload(states);
   args.initial_state = args.final_state = pool.data();
   args.o = UploadAs(DType::kBFloat16, device, GlaResults(p.shape).o);
-  CUDA_CHECK(RecurrentGlaFwdCuda(args, /*stream=*/nullptr));
+  internal::SweepParams sweep = {};
+  sweep.shape = args.shape;
+  sweep.cu_seqlens = args.cu_seqlens;
+  sweep.first_state = args.initial_state;
+  sweep.last_state = args.final_state;
+  EXPECT_EQ(internal::HasDecodeKernel(sweep), !packed);
+  for (int i = 0; i < steps; ++i) {
+    CUDA_CHECK(RecurrentGlaFwdCuda(args, /*stream=*/nullptr));
+  }
   return {DownloadAs(DType::kBFloat16, device, args.o, p.shape.values()),
           device.Download(pool)};
 }
 
-// Calls with cu_seqlens are never left to the kernel for decoding.
+// Its calls start while the ones before them end.
 TEST(RecurrentGlaCuda, DecodingManySequencesLeavesTheSameBits) {
   if (!IsPresent(Device::kCuda)) GTEST_SKIP() << "no GPU on this machine";
   constexpr int64_t N = 43, H = 2, V = 192;  // 258 blocks of 64 values
@@ -163,11 +173,13 @@ TEST(RecurrentGlaCuda, DecodingManySequencesLeavesTheSameBits) {
         GlaProblem({2 * N, 1, H, K, V}, /*normalizer=*/1, /*seed=*/4)
             .initial_state;
     for (const DType gate_dtype : {DType::kBFloat16, DType::kFloat32}) {
-      const Step got = Decode(p, states, gate_dtype, /*packed=*/false);
-      const Step want = Decode(p, states, gate_dtype, /*packed=*/true);
-      EXPECT_EQ(got.o, want.o) << "K " << K;
-      EXPECT_EQ(got.states, want.states) << "K " << K;
-      EXPECT_NE(got.states, states) << "K " << K;
+      for (const int steps : {1, 9}) {
+        const Decoded got = Decode(p, states, gate_dtype, steps, false);
+        const Decoded want = Decode(p, states, gate_dtype, steps, true);
+        EXPECT_EQ(got.o, want.o) << "K " << K << ", " << steps << " steps";
+        EXPECT_EQ(got.states, want.states)
+            << "K " << K << ", " << steps << " steps";
+      }
     }
   }
 }

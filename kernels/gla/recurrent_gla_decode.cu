@@ -1,9 +1,10 @@
 // A block moves 64 columns of one state and does hardly more, so what it does
-// before its first load and behind its last is time in which its half of the
-// multiprocessor moves nothing. Hence a kernel beside recurrent_gla_sweep.cu:
-// types, K and the one token are known when compiled, so that nothing spills
-// and nothing is checked; sequence and head come from the grid, without
-// divisions; and once its slot is there, a state is found with 32-bit numbers.
+// before its first load and behind its last is time in which its share of the
+// multiprocessor, half or all, moves nothing. Hence a kernel beside
+// recurrent_gla_sweep.cu: types, K and the one token are known when compiled,
+// so that nothing spills and nothing is checked; sequence and head come from
+// the grid, without divisions; and once its slot is there, a state is found
+// with 32-bit numbers.
 #include <cmath>
 
 #include "kernels/device/dependent_launch_sm90.cuh"
@@ -19,11 +20,10 @@ constexpr int kColumnThreads = 16;  // side by side
 constexpr int kColumns = kWidth * kColumnThreads;
 constexpr int kThreads = kParts * kColumnThreads;
 constexpr int kWarps = kThreads / kWarpThreads;
-constexpr int64_t kEnoughBlocks = 256;  // to cover the GPU about twice
 constexpr int64_t kMostOfGrid = 65535;  // in its second and third dimension
 
-// Sequences from both ends in turn: states of neighbouring slots, all at work
-// at once, are powers of two apart and crowd on some of the memory's channels.
+// Sequences from both ends in turn: states of neighbouring slots, at work at
+// once, crowd on some of the memory's banks.
 __device__ uint32_t BlockSequence() {
   const uint32_t i = blockIdx.z;
   return i % 2 == 0 ? i / 2 : gridDim.z - 1 - i / 2;

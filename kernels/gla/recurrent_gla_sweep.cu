@@ -210,7 +210,6 @@ cudaError_t LaunchSweep(const SweepParams& p, cudaStream_t stream) {
 // Threads side by side in a slice of V: as wide as possible while the blocks
 // still cover the GPU about twice. Bits do not depend on it.
 int ColumnThreads(int64_t heads, int64_t V, int width) {
-  constexpr int64_t kEnoughBlocks = 256;
   for (const int threads : {16, 8}) {
     if (heads * CeilDiv(V, threads * width) >= kEnoughBlocks) return threads;
   }

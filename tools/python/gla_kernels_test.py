@@ -499,6 +499,10 @@ def batches():
                                                TUNED_HEADS[-1:] if options.quick else TUNED_HEADS):
         yield f"B{B} T{T} H{H} {K}x{V}", lambda B=B, T=T, H=H, K=K, V=V: check(
             chunk_gla, problem(B, T, H, K, V), CHUNK_LIMITS)
+    # The gradient kernel begins with a rehearsal, beside the reverse pass.
+    for (K, V), gate_dtype in itertools.product(TUNED_HEADS[:2], (FP32, BF16)):
+        yield f"rehearsed {K}x{V} gates {dtype_name(gate_dtype)}", lambda K=K, V=V, g=gate_dtype: (
+            check(chunk_gla, problem(35, 5, 2, K, V, gate_dtype=g), CHUNK_LIMITS))
     # Blocks of 128 values for just over a third of the GPU: sequences are cut in two.
     for K, V in TUNED_HEADS[-1:] if options.quick else TUNED_HEADS:
         H = 16 * 128 // V
@@ -592,10 +596,11 @@ def states():
 
 @group
 def recurrent():
-    cases = [(3, 1, 4, 256, 512), (2, 7, 2, 128, 256), (2, 64, 2, 65, 129), (1, 33, 3, 512, 512),
-             (2, 20, 2, 1, 1), (300, 1, 2, 64, 128), (16, 1, 4, 256, 512)]
+    # The fourth and the last have the kernel for decoding, in bfloat16.
+    cases = [(3, 1, 4, 256, 512), (2, 7, 2, 128, 256), (2, 64, 2, 65, 129), (130, 1, 1, 64, 128),
+             (1, 33, 3, 512, 512), (2, 20, 2, 1, 1), (300, 1, 2, 64, 128), (16, 1, 4, 256, 512)]
     types = (FP32, FP32), (FP32, BF16), (BF16, FP32), (BF16, BF16), (FP16, FP32), (FP16, FP16)
-    for shape, (dtype, gate_dtype) in itertools.product(cases[:3] if options.quick else cases,
+    for shape, (dtype, gate_dtype) in itertools.product(cases[:4] if options.quick else cases,
                                                         types):
         limits = RECURRENT_LIMITS[dtype] | {"dg": RECURRENT_LIMITS[gate_dtype]["dg"]}
         yield (f"{shape} {dtype_name(dtype)} gates {dtype_name(gate_dtype)}",
@@ -734,6 +739,17 @@ def last_keys():
 
 
 @group
+def score_rests():
+    """o where scores with second parts are all of it: without these 2.6e-3 and more."""
+    if options.quick:
+        return
+    for (K, V), gate_dtype in itertools.product(TUNED_HEADS[1:], (FP32, BF16)):
+        yield f"{K}x{V} gates {dtype_name(gate_dtype)}", lambda K=K, V=V, g=gate_dtype: check(
+            chunk_gla, problem(2, 1024, 4, K, V, gate_dtype=g, gates=lambda g: g * 16),
+            CHUNK_LIMITS | {"o": 0.0025})
+
+
+@group
 def repeats():
     """The same bits every time, whatever else the memory held."""
 
@@ -755,6 +771,9 @@ def repeats():
         for number, (B, T, H) in piece_shapes(V).items():
             yield f"{K}x{V} pieces: {number}", lambda B=B, T=T, H=H, K=K, V=V: case(
                 chunk_gla, problem(B, T, H, K, V), count)
+    for K, V in () if options.quick else TUNED_HEADS[:2]:  # as in `batches`
+        yield f"{K}x{V} rehearsed", lambda K=K, V=V: case(
+            chunk_gla, problem(4, 1024, 4, K, V), count)
     yield "packed", lambda: case(
         chunk_gla, problem(1, 257, 2, 64, 128, cu_seqlens=[0, 63, 63, 128, 257]), count)
     yield "recurrent", lambda: case(fused_recurrent_gla, problem(2, 33, 2, 64, 128), count)
