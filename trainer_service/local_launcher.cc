@@ -8,8 +8,8 @@
 
 #include <cerrno>
 #include <fstream>
-#include <iterator>
 #include <optional>
+#include <string>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -178,8 +178,10 @@ std::unique_ptr<WorkerProcess> LocalLauncher::Adopt(int64_t pid,
 
 std::optional<int64_t> ProcessStartTime(int64_t pid) {
   std::ifstream file(absl::StrCat("/proc/", pid, "/stat"));
-  const std::string stat((std::istreambuf_iterator<char>(file)),
-                         std::istreambuf_iterator<char>());
+  // Where the process ends now reading fails; an iterator over the buffer would
+  // throw that.
+  std::string stat;
+  std::getline(file, stat, '\0');
   // "pid (name) state ..."; the name may hold anything. proc(5): field 3 is the
   // state, field 22 the start time.
   const size_t name_end = stat.rfind(") ");
