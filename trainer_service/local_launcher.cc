@@ -178,8 +178,8 @@ std::unique_ptr<WorkerProcess> LocalLauncher::Adopt(int64_t pid,
 
 std::optional<int64_t> ProcessStartTime(int64_t pid) {
   std::ifstream file(absl::StrCat("/proc/", pid, "/stat"));
-  // Where the process ends now reading fails; an iterator over the buffer would
-  // throw that.
+  // Reading fails if the process ends meanwhile. (An iterator over the buffer
+  // would throw.)
   std::string stat;
   std::getline(file, stat, '\0');
   // "pid (name) state ..."; the name may hold anything. proc(5): field 3 is the

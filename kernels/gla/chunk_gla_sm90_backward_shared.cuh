@@ -21,6 +21,7 @@ struct BackwardConfig {
   // itself rounded. With 128 channels there is no room for it.
   static constexpr bool kRests = kSlabs == 1;
   static constexpr int kParts = kRests ? 2 : 1;
+  static constexpr int kScoreRests = kRests ? kChunk : 0;  // columns
   using Scaling = UnscaledParts<kRests>;
   static constexpr int kStateChunks = StateChunks(V);
   // Tokens of a chunk whose dq and dk one main warpgroup forms, for 64

@@ -63,14 +63,13 @@ class BackwardValues : protected StateTile<C> {
       Tile::AddSteepScores(chunk, is_steep, shared_.steep[0], shared_.meetings,
                            p);
     }
-    Tile::template StoreScores<C::kRests ? kChunk : 0>(shared_.scores[0],
-                                                       IsCausal<C>, p);
+    Tile::template StoreScores<C::kScoreRests>(shared_.scores[0], IsCausal<C>,
+                                               p);
     Tile::ForOwnScores(d_a, [this, stage](int i, float& own) {
       shared_.own_d_a[stage][Tile::Row() + 8 * i] = own;
     });
     const auto has_key = [](int query, int key) { return key < query; };
-    Tile::template StoreScores<C::kRests ? kChunk : 0>(shared_.d_a[0], has_key,
-                                                       d_a);
+    Tile::template StoreScores<C::kScoreRests>(shared_.d_a[0], has_key, d_a);
     FenceAsyncProxy();
     return any_steep;
   }

@@ -42,7 +42,8 @@ struct ScanConfig {
   static constexpr int kScoreRests = !kKeyRests || !kOutput ? 0
                                      : V == 128             ? kChunk
                                                             : kChunk / 2;
-  // Buffers of q and k before gating; of gates there are two.
+  // Buffers of q and k before gating: two, where there is room. Of gates there
+  // are two.
   static constexpr int kRaws =
       sizeof(Gate) == 4 && (kOwn == 2 || (kScoreRests > 0 && V == 256)) ? 1 : 2;
   static constexpr int kGateWarps = 8;

@@ -4,14 +4,9 @@
 
 #include <cuda_runtime_api.h>
 
-#include <cstdint>
-
 #include "kernels/gla/recurrent_gla_sweep.h"
 
 namespace gla::internal {
-
-// So many blocks cover the GPU about twice.
-inline constexpr int64_t kEnoughBlocks = 256;
 
 // Whether Decode can do what `params` ask of Sweep, and faster: sequences of
 // one token without cu_seqlens, forward, bfloat16 (gates also float32), K = 64,

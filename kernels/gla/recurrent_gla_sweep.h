@@ -26,6 +26,9 @@ struct SweepParams {
 };
 cudaError_t Sweep(const SweepParams& params, cudaStream_t stream);
 
+// So many blocks cover the GPU about twice.
+inline constexpr int64_t kEnoughBlocks = 256;
+
 }  // namespace gla::internal
 
 #endif  // GLA_KERNELS_GLA_RECURRENT_GLA_SWEEP_H_
