@@ -72,6 +72,11 @@ __device__ inline void FenceAsyncProxy() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 
+// The same of global memory, for bulk copies that read it.
+__device__ inline void FenceAsyncProxyGlobal() {
+  asm volatile("fence.proxy.async.global;" ::: "memory");
+}
+
 // --- Clusters ---------------------------------------------------------------
 
 __device__ inline uint32_t ClusterRank() {

@@ -164,8 +164,35 @@ __device__ inline void Wgmma(float (&d)[16], uint64_t a, uint64_t b,
         "n"(static_cast<int>(kA)), "n"(static_cast<int>(kB)));
 }
 
+// A 64 x 16 product, A from registers.
+template <Contract kB>
+__device__ inline void Wgmma(float (&d)[8], const uint32_t (&a)[4], uint64_t b,
+                             bool accumulate) {
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %13, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n16k16.f32.bf16.bf16 "
+      "{%0, %1, %2, %3, %4, %5, %6, %7}, {%8, %9, %10, %11}, %12, p, 1, 1, "
+      "%14;\n}\n"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]),
+        "+f"(d[6]), "+f"(d[7])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b),
+        "r"(static_cast<int>(accumulate)), "n"(static_cast<int>(kB)));
+}
+
 #undef GLA_WGMMA_ACCUMULATORS
 #undef GLA_WGMMA_LIST
+
+// d += A B by a warp alone: A [16, 16] as a warp's part of one above, B [16,
+// 8]: b0 rows 2 (l % 4) + {0, 1} of column l / 4, b1 those 8 on; d[2 i + e] row
+// l / 4 + 8 i, column 2 (l % 4) + e.
+__device__ inline void Mma(const uint32_t (&a)[4], uint32_t b0, uint32_t b1,
+                           float* d) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
 
 // Tells the compiler that asynchronous products may have changed d.
 template <int kSize>
@@ -207,6 +234,14 @@ __device__ inline void PackOperand(const float (&d)[32], int step,
 __device__ inline void LoadMatrixTransposed(uint32_t row, uint32_t (&a)[4]) {
   asm volatile(
       "ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+      : "=r"(a[0]), "=r"(a[1]), "=r"(a[2]), "=r"(a[3])
+      : "r"(row)
+      : "memory");
+}
+// The same not transposed.
+__device__ inline void LoadMatrix(uint32_t row, uint32_t (&a)[4]) {
+  asm volatile(
+      "ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
       : "=r"(a[0]), "=r"(a[1]), "=r"(a[2]), "=r"(a[3])
       : "r"(row)
       : "memory");

@@ -84,6 +84,7 @@ struct Saved {
   __nv_bfloat16* states;
   void* operands;
   float* log_decays;
+  float* own_scores;
   int64_t bytes;
 };
 
@@ -94,6 +95,8 @@ Saved LayOutSaved(const ChunkGlaShape& s, const void* base) {
   saved.operands = layout.Take<uint8_t>(OperandBytes(s));
   saved.log_decays =
       layout.Take<float>(ChunkSlots(s) * s.H * s.K * kChunkParts);
+  saved.own_scores = layout.Take<float>(
+      HasScanBackward(s.V) ? ChunkSlots(s) * s.H * kChunk : 0);
   saved.bytes = layout.bytes();
   return saved;
 }
@@ -115,6 +118,7 @@ cudaError_t TunedFwd(const ChunkGlaFwdCudaArgs& args, cudaStream_t stream) {
   if (args.saved != nullptr) saved = LayOutSaved(args.shape, args.saved);
   scan.states = saved.states;
   scan.log_decays = saved.log_decays;
+  scan.own_scores = saved.own_scores;
   if (OperandBytes(args.shape) > 0) {
     void* const operands =
         saved.operands != nullptr ? saved.operands : w.operands;
@@ -160,6 +164,7 @@ cudaError_t TunedBwd(const ChunkGlaBwdCudaArgs& args, cudaStream_t stream) {
       .d_o = w.scan.x,
       .cu_seqlens = args.cu_seqlens,
       .log_decays = saved.log_decays,
+      .own_scores = saved.own_scores,
       .states = saved.states,
       .d_states = w.d_states,
       .dq = static_cast<__nv_bfloat16*>(args.dq),

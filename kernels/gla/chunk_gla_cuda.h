@@ -5,11 +5,12 @@
 //   S_t = diag(exp(g_t)) S_{t-1} + k_t v_t^T,    o_t = scale * S_t^T q_t
 //
 // Operands are rounded before each tensor-core product, to bfloat16 on the
-// tuned path (in two parts those of the scores of 256 channels; of 64 channels'
-// gradients, what queries and keys are in; going forward, below 256 channels,
-// scores, with 256 values those of a chunk's first 32 keys, and a sequence's
-// last keys in its final state; and to fp16, scaled, of dq, dk and dg of more
-// than 128 values, where queries and keys meet) and to TF32 on the general one;
+// tuned path (in two parts those of the scores of 256 channels; of the
+// gradients of 128 values, what queries and keys are in; going forward, below
+// 256 channels, scores, with 256 values those of a chunk's first 32 keys, and a
+// sequence's last keys in its final state; and to fp16, scaled, of dq, dk and
+// dg of more than 128 values, where queries and keys meet) and to TF32 on the
+// general one;
 // sums, gates, states and their gradients are float32. Any log gate <= 0:
 // chunks, or 16 tokens of them, whose gates would overflow the usual operands
 // take an exact slower path, chosen for each and each channel on the device.

@@ -100,6 +100,13 @@ __device__ int FindSequenceOfSlot(const int32_t* cu_seqlens, int64_t T,
   return low;
 }
 
+// Where a chunk's are (ScanArgs::own_scores).
+template <typename T>
+__device__ inline T* OwnScores(T* own_scores, const ChunkGlaShape& shape,
+                               int64_t chunk_slot, int h) {
+  return own_scores + (chunk_slot * shape.H + h) * kChunk;
+}
+
 // A row of a 64-column accumulator, rounded, to a slab in global memory: a
 // thread's word m is columns 8 (first + m) + 2 (lane % 4) + {0, 1}.
 __device__ inline void StoreRowWords(uint8_t* slab, int row, int first,

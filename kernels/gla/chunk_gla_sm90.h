@@ -99,6 +99,10 @@ struct ScanArgs {
   // powers of two, [ChunkSlots][H][K / 64][kChunkParts][64]; null: not wanted.
   // Written by the forward pass where it gates, with y.
   float* log_decays;
+  // q k^T of each token with itself, times scale, [ChunkSlots][H][kChunk];
+  // null: not wanted. Written by the forward pass where it forms scores, with
+  // y.
+  float* own_scores;
   // Whether the kernel before in the stream is one of this call, whose first
   // has waited for all before: the pass may get ready while that kernel ends
   // (dependent_launch_sm90.cuh).
@@ -132,8 +136,11 @@ struct GradArgs {
   // As the forward pass left them: which channels are steep must be the same in
   // all passes, and sums in another order could differ.
   const float* log_decays;
+  const float* own_scores;  // as the forward pass left them
   // As the two passes stored them.
   const __nv_bfloat16 *states, *d_states;
+  // ScanBackward keeps what it needs of a chunk in its rows of dq and dk until
+  // they are formed: neither may overlap anything else.
   __nv_bfloat16 *dq, *dk;
   void* dg;
   int64_t reverse_blocks;  // of ScanReverse, one a multiprocessor

@@ -17,30 +17,48 @@
 // what it adds to dq~ and dk^ is added when the terms of dg have been formed,
 // for there it cancels, but rounded would outweigh what strong gates leave.
 //
-// With 64 channels q~, k^, scores and dA have two bf16 parts, a number rounded
-// and the rest that rounding left (BackwardConfig::kRests). Of a product of two
-// that of both rests is left out, and dS takes q~ without its rest.
+// q~, k^, scores and dA have a second bf16 part, what rounding left of them,
+// itself rounded (a *rest*):
+//   scores  k^ with its rest; own scores are exact, from the forward pass
+//   dv      scores with their rest; k^ with its rest, of 128 channels only the
+//           last 16 of 64 tokens', where the product with D counts most
+//   dq, dk  k^ and q~ with their rest, dA with its own where query and key are
+//           of the same 16 tokens
+//   dg      k^ and q~ with their rest
+// Of a product of two that of both rests is left out, and dS takes q~ without.
 //
 //   warpgroups 0, 1 (main)  64 values each of dS and dv, and half of dq, dk and
-//       dg: channels, or with 64 channels tokens. One thread loads v, d_o, S.
-//   the others (gates)      load q, k, g, gate them in place, a chunk ahead;
-//       store dq, dk, dg
+//       dg: channels, or with 64 channels tokens. Threads of theirs load v, d_o
+//       and S, and with 128 channels the rests of q~.
+//   2 (gates)   gates q and k in place, up to two chunks ahead
+//   3 (copies)  a warp each: q in and dq out, k and dk, gates and dg; with 128
+//       channels the rests of k^
+//
+// With 128 channels there is no room for two buffers of rests. The gate warps
+// write them to global memory, to the rows of dq and dk that they belong to,
+// and bulk copies bring them back: those of k^ when main warps have read those
+// of the chunk before, those of q~ to the place of D. And dA takes the place of
+// v, dv another part of D's.
 //
 // Barriers:
-//   raw_full    q, k, g of a chunk are there (two buffers)
-//   gated       their operands, gates and decays are
+//   raw_full    q, k and gates of a chunk are there (two buffers)
+//   gated       their operands, rests, gates and decays are
 //   finished    dq, dk, dg are in their place
-//   rows_full   v or d_o of a chunk is there (a ring of three)
+//   rows_full   v or d_o of a chunk is there (a ring of three; of two)
 //   state_full  S is
 //   flow_full   with 64 channels, both parts of the flow are stored
+//   key_rests_full, query_rests_full  with 128 channels, rests are back
+//   rests_read  those of k^ are no longer needed
 //   meetings, group_meeting  where both main warpgroups, and each, meet for
 //               steep channels
-// Between them, the main warpgroups meet when scores, dA and D are stored, when
-// v has been read, and when all operands have been read.
+// Between them, the main warpgroups meet when D is stored, when scores are and
+// v has been read, with 128 channels when dA is stored and D has been read, and
+// when all operands have been read.
 #ifndef GLA_KERNELS_GLA_CHUNK_GLA_SM90_BACKWARD_CUH_
 #define GLA_KERNELS_GLA_CHUNK_GLA_SM90_BACKWARD_CUH_
 
 #include "kernels/device/tensor_map_sm90.h"
+#include "kernels/gla/chunk_gla_sm90_backward_copies.cuh"
 #include "kernels/gla/chunk_gla_sm90_backward_gates.cuh"
 #include "kernels/gla/chunk_gla_sm90_backward_main.cuh"
 
@@ -51,18 +69,21 @@ __global__ void __launch_bounds__(C::kThreads, 1)
     BackwardKernel(const __grid_constant__ BackwardParams params) {
   extern __shared__ __align__(1024) uint8_t dynamic[];
   auto& shared = *reinterpret_cast<BackwardShared<C>*>(dynamic);
-  const ScanWork work = FindWork<C>(params.scan);
   if (threadIdx.x == 0) {
+    shared.work = FindWork<C>(params.scan);
     for (int b = 0; b < 2; ++b) {
-      BarrierInit(SharedAddress(&shared.raw_full[b]), 1);
+      BarrierInit(SharedAddress(&shared.raw_full[b]), 3);
       BarrierInit(SharedAddress(&shared.gated[b]), 32 * C::kGateWarps);
       BarrierInit(SharedAddress(&shared.finished[b]), C::kMainThreads);
     }
-    for (int r = 0; r < 3; ++r) {
+    for (int r = 0; r < C::kRowSlots; ++r) {
       BarrierInit(SharedAddress(&shared.rows_full[r]), 1);
     }
     BarrierInit(SharedAddress(&shared.state_full), 1);
     BarrierInit(SharedAddress(&shared.flow_full), C::kMainThreads);
+    BarrierInit(SharedAddress(&shared.rests_read), C::kMainThreads);
+    BarrierInit(SharedAddress(&shared.key_rests_full), 1);
+    BarrierInit(SharedAddress(&shared.query_rests_full), 1);
     shared.meetings.Init();
     for (uint64_t& meeting : shared.group_meeting) {
       BarrierInit(SharedAddress(&meeting), 128);
@@ -73,10 +94,13 @@ __global__ void __launch_bounds__(C::kThreads, 1)
   const int group = __shfl_sync(0xffffffff, threadIdx.x / 128, 0);
   if (group < 2) {
     RaiseRegisters<C::kMainRegisters>();
-    BackwardMain<C>(params, work, shared, group).Run();
-  } else {
+    BackwardMain<C>(params, shared, group).Run();
+  } else if (group == 2) {
     LowerRegisters<C::kGateRegisters>();
-    BackwardGates<C>(params, work, shared).Run();
+    BackwardGates<C>(params, shared).Run();
+  } else {
+    LowerRegisters<C::kCopyRegisters>();
+    BackwardCopies<C>(params, shared).Run();
   }
 }
 

@@ -7,37 +7,39 @@
 
 namespace gla::internal {
 
-// Adds <S, D> of 64 values, from slabs of both. A warp has its 16 channels of
-// all rows: even lanes the first eight, odd ones the others; the rows of a
-// quarter of a warp lie in different banks.
+// <S, D> of a warp's 16 channels: the diagonals of S^T D, in two accumulators
+// of 16 x 8, of which one half each is needed.
+using ChannelProducts = float[2][4];
+
+// Adds that of 64 values, from slabs of both.
 __device__ inline void AddSlabFlow(const uint8_t (&state)[kSlabBytes],
                                    const uint8_t (&d_state)[kSlabBytes],
-                                   const GradThread& thread, float (&sums)[8]) {
-  const int group = thread.lane / 2;
-  const int row = group % 4 * 2 + group / 4 % 2 + group / 8 * 8;
-  const uint32_t offset = SlabOffset(row, 2 * thread.warp + thread.lane % 2);
+                                   const GradThread& thread,
+                                   ChannelProducts& products) {
+  const uint32_t fragment =
+      SlabOffset((thread.lane & 7) + ((thread.lane >> 4) << 3),
+                 2 * thread.warp + ((thread.lane >> 3) & 1));
 #pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    AddProducts(LoadShared128(SharedAddress(state) + offset + i * 2048),
-                LoadShared128(SharedAddress(d_state) + offset + i * 2048),
-                sums);
+  for (int step = 0; step < 4; ++step) {
+    uint32_t a[4], b[4];
+    LoadMatrixTransposed(SharedAddress(state) + fragment + 2048 * step, a);
+    LoadMatrixTransposed(SharedAddress(d_state) + fragment + 2048 * step, b);
+    Mma(a, b[0], b[2], products[0]);
+    Mma(a, b[1], b[3], products[1]);
   }
 }
 
-// The sums of all lanes, as the flow of this thread's two channels.
-__device__ inline void SumSlabFlow(const GradThread& thread, float (&sums)[8],
-                                   float (&flow)[2]) {
+// The diagonals, as the flow of this thread's two channels.
+__device__ inline void TakeDiagonals(const ChannelProducts& products,
+                                     const GradThread& thread,
+                                     float (&flow)[2]) {
+  const int row = thread.lane / 4;
+  const int from = (thread.lane & ~3) + row / 2;
 #pragma unroll
-  for (int j = 0; j < 8; ++j) {
-#pragma unroll
-    for (int distance = 2; distance < 32; distance *= 2) {
-      sums[j] += __shfl_xor_sync(0xffffffff, sums[j], distance);
-    }
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const float x = __shfl_sync(0xffffffff, sums[j], i);
-      if (thread.lane / 4 == j) flow[i] = x;
-    }
+  for (int i = 0; i < 2; ++i) {
+    const float own =
+        row % 2 == 0 ? products[i][2 * i] : products[i][2 * i + 1];
+    flow[i] = __shfl_sync(0xffffffff, own, from);
   }
 }
 

@@ -1,5 +1,6 @@
-// The gate warpgroups of the one-kernel backward pass
-// (chunk_gla_sm90_backward.cuh): gated operands in, dq, dk and dg out.
+// The gate warpgroup of the one-kernel backward pass
+// (chunk_gla_sm90_backward.cuh): q~, k^ and their rests in the places of q and
+// k.
 #ifndef GLA_KERNELS_GLA_CHUNK_GLA_SM90_BACKWARD_GATES_CUH_
 #define GLA_KERNELS_GLA_CHUNK_GLA_SM90_BACKWARD_GATES_CUH_
 
@@ -11,11 +12,10 @@ namespace gla::internal {
 template <typename C>
 class BackwardGates {
  public:
-  __device__ BackwardGates(const BackwardParams& params, const ScanWork& work,
+  __device__ BackwardGates(const BackwardParams& params,
                            BackwardShared<C>& shared)
-      : params_(params),
-        args_(params.grad),
-        work_(work),
+      : args_(params.grad),
+        work_(shared.work),
         shared_(shared),
         warp_(__shfl_sync(0xffffffff, threadIdx.x / 32 % C::kGateWarps, 0)),
         lane_(threadIdx.x % 32),
@@ -24,19 +24,9 @@ class BackwardGates {
         first_row_((part_ * kRowGroups + lane_ / kLanes) * kRows) {}
 
   __device__ void Run() {
-    LoadRaw(0);
-    LoadRaw(1);
-    LoadLogDecay(0);
-    int gated = 0;
+    LoadAhead(0);
 #pragma unroll 1
-    for (int i = 0; i < work_.chunks; ++i) {
-#pragma unroll 1
-      for (; gated < work_.chunks && gated < i + 2; ++gated) Gate(gated);
-      BarrierWait(SharedAddress(&shared_.finished[i % 2]), Parity<2>(i));
-      Store(i);
-      LoadRaw(i + 2);
-    }
-    if (IsLoader()) TensorStoreWaitRead();
+    for (int i = 0; i < work_.chunks; ++i) Gate(i);
   }
 
  private:
@@ -48,13 +38,13 @@ class BackwardGates {
   static constexpr int kSlabWarps = BackwardShared<C>::kSlabWarps;
   static constexpr int kRows = kChunk / kSlabWarps / kRowGroups;  // of a lane
   static constexpr int kThreads = 32 * C::kGateWarps;
+  // Whether a lane's rows are a part, before which the forward pass has left
+  // what gates add up to.
+  static constexpr bool kHasPart = kRows == kPartTokens;
   using Gates = float[kChannels];
   using LaneGates = RawGates<GateT, kChannels>;
   using Piece = Bf16Piece<kChannels>;
 
-  __device__ bool IsLoader() const {
-    return warp_ == C::kGateWarps - 1 && lane_ == 0;
-  }
   // This lane's first channel in its slab.
   __device__ int Channel() const { return lane_ % kLanes * kChannels; }
   // A slab's first channel, in rows of H K.
@@ -67,67 +57,121 @@ class BackwardGates {
     return work_.rows.length - ChunkAt<C>(work_, i) * kChunk;
   }
 
-  // q, k and 16-bit gates, each in the place of what is made of it.
-  __device__ void LoadRaw(int i) {
-    if (!IsLoader() || i >= work_.chunks) return;
-    auto& keys = shared_.keys[i % 2];
-    const uint32_t full = SharedAddress(&shared_.raw_full[i % 2]);
-    constexpr int kTensors = kGatesInSlab ? 3 : 2;
-    BarrierArriveExpect(full, C::kSlabs * kTensors * kSlabBytes);
-    const int row = FirstRow(i);
-#pragma unroll
-    for (int s = 0; s < C::kSlabs; ++s) {
-      const int column = Column(s);
-      if constexpr (kGatesInSlab) {
-        TensorLoad(SharedAddress(keys.b[s]), &params_.g, column, row, full);
-      }
-      TensorLoad(SharedAddress(keys.q[s]), &params_.q, column, row, full);
-      TensorLoad(SharedAddress(keys.k[s]), &params_.k, column, row, full);
+  // What step i's gates add up to, and a token's score with itself, as the
+  // forward pass left them, ahead of use.
+  __device__ void LoadAhead(int i) {
+    if (i >= work_.chunks) return;
+    const int64_t slot = work_.chunk_slot + ChunkAt<C>(work_, i);
+    const float* const sums =
+        LogDecays(args_.log_decays, args_.shape, slot, work_.h, slab_) +
+        Channel();
+    LoadSums(sums + (kChunkParts - 1) * 64, log_decay_);
+    if (kHasPart && first_row_ > 0) {
+      LoadSums(sums + (first_row_ / kPartTokens - 1) * 64, before_);
+    }
+    if (Token() < kChunk) {
+      own_score_ =
+          OwnScores(args_.own_scores, args_.shape, slot, work_.h)[Token()];
     }
   }
-
-  // What step i's gates add up to, as the forward pass left it, ahead of use.
-  __device__ void LoadLogDecay(int i) {
-    if (i >= work_.chunks) return;
-    LoadSums(
-        LogDecays(args_.log_decays, args_.shape,
-                  work_.chunk_slot + ChunkAt<C>(work_, i), work_.h, slab_) +
-            (kChunkParts - 1) * 64 + Channel(),
-        log_decay_);
-  }
+  __device__ int Token() const { return warp_ * 32 + lane_; }
 
   __device__ void Gate(int i) {
     const int stage = i % 2;
     auto& keys = shared_.keys[stage];
     const int rows = RowsOf(i);
     BarrierWait(SharedAddress(&shared_.raw_full[stage]), Parity<2>(i));
-    // A row's gates, or zero where there is no row.
+    if (rows < kChunk) MaskRows(keys, rows);
     const auto gates = [&](int r) -> LaneGates {
-      const int row = first_row_ + r;
-      if (row >= rows) return {};
       if constexpr (kGatesInSlab) {
         return {PieceAt(keys.b, r)};
       } else {
+        const int row = first_row_ + r;
+        if (row >= rows) return {};
         return *reinterpret_cast<const LaneGates*>(
             static_cast<const float*>(args_.g) +
             (FirstRow(i) + row) * (args_.shape.H * C::K) + Column(slab_) +
             Channel());
       }
     };
-    const auto raw = [&](uint8_t(&slabs)[C::kSlabs][kSlabBytes],
-                         int r) -> Piece {
-      return first_row_ + r < rows ? PieceAt(slabs, r) : Piece{};
-    };
-    // A row of an operand and, if there is one, of its rest.
+    // A row of an operand and of its rest.
+    const int64_t stride = args_.shape.H * C::K;
+    const int64_t first =
+        (FirstRow(i) + first_row_) * stride + Column(slab_) + Channel();
+    __nv_bfloat16 *query_rest = args_.dq + first, *key_rest = args_.dk + first;
     const auto store = [&](const Gates& x, bool is_query, int r) {
       const Piece rounded = Round(x);
       PieceAt(is_query ? keys.q : keys.k, r) = rounded;
-      if constexpr (C::kRests) {
+      const Piece rest = RoundRest(x, rounded);
+      if constexpr (C::kRoomy) {
         auto& rests = shared_.rests[stage];
-        PieceAt(is_query ? rests.q : rests.k, r) = RoundRest(x, rounded);
+        PieceAt(is_query ? rests.q : rests.k, r) = rest;
+      } else {
+        __nv_bfloat16*& to = is_query ? query_rest : key_rest;
+        StoreIf(first_row_ + r < rows, rest, to);
+        to += stride;
       }
     };
-    Gates own = {}, b, all;
+    Gates b;
+    if constexpr (kHasPart) {
+#pragma unroll
+      for (int c = 0; c < kChannels; ++c) b[c] = before_[c];
+    } else {
+      SumGatesBefore(gates, b);
+    }
+    Gates shift;
+#pragma unroll
+    for (int c = 0; c < kChannels; ++c) shift[c] = KeyShift(log_decay_[c]);
+    if (first_row_ == 0) StoreDecay(stage);
+    if (Token() < kChunk) shared_.own_scores[stage][Token()] = own_score_;
+    LoadAhead(i + 1);
+    // In halves, by one copy of the code. A row is loaded before the one before
+    // it is stored.
+    LaneGates next_g = gates(0);
+    Piece next_q = PieceAt(keys.q, 0), next_k = PieceAt(keys.k, 0);
+#pragma unroll 1
+    for (int first = 0; first < kRows; first += kRows / 2) {
+#pragma unroll
+      for (int n = 0; n < kRows / 2; ++n) {
+        const int r = first + n;
+        const int next = n + 1 < kRows / 2 ? r + 1 : min(r + 1, kRows - 1);
+        const LaneGates g = next_g;
+        const Piece q = next_q, k = next_k;
+        next_g = gates(next);
+        next_q = PieceAt(keys.q, next);
+        next_k = PieceAt(keys.k, next);
+        AddGates(g, b);
+        Gates x;
+        GateQuery(q, b, args_.scale, x);
+        store(x, /*is_query=*/true, r);
+        GateKey(k, b, shift, x);
+        store(x, /*is_query=*/false, r);
+        // Of steep channels, where they may exceed, they are not used.
+        PieceAt(keys.b, r) = LogUnits<C::Scaling::kLogUnits, false>(b);
+      }
+    }
+    FenceAsyncProxy();
+    if constexpr (!C::kRoomy) FenceAsyncProxyGlobal();
+    BarrierArrive(SharedAddress(&shared_.gated[stage]));
+    if (!kHasPart)
+      NamedBarrier(kBackwardGateBarrier, kThreads);  // totals: read
+  }
+
+  // Zeros in the rows past the sequence, whatever lies there: each lane in
+  // those that it reads.
+  __device__ void MaskRows(typename BackwardShared<C>::Keys& keys, int rows) {
+#pragma unroll 1
+    for (int r = max(0, rows - first_row_); r < kRows; ++r) {
+      PieceAt(keys.q, r) = {};
+      PieceAt(keys.k, r) = {};
+      if (kGatesInSlab) PieceAt(keys.b, r) = {};
+    }
+  }
+
+  // What the gates before this lane's rows add up to; gates(r) are row r's.
+  template <typename Fn>
+  __device__ void SumGatesBefore(Fn gates, Gates& b) {
+    Gates own = {}, all;
 #pragma unroll
     for (int r = 0; r < kRows; ++r) AddGates(gates(r), own);
     SumRowGroups(own, b, all);
@@ -144,34 +188,16 @@ class BackwardGates {
         if (w < part_) b[c] += total[c];
       }
     }
-    Gates shift;
-#pragma unroll
-    for (int c = 0; c < kChannels; ++c) shift[c] = KeyShift(log_decay_[c]);
-    if (first_row_ == 0) StoreDecay(stage);
-    LoadLogDecay(i + 1);
-    // The next row is loaded before this one is stored.
-    LaneGates next_g = gates(0);
-    Piece next_q = raw(keys.q, 0), next_k = raw(keys.k, 0);
-#pragma unroll
-    for (int r = 0; r < kRows; ++r) {
-      const LaneGates g = next_g;
-      const Piece q = next_q, k = next_k;
-      if (r + 1 < kRows) {
-        next_g = gates(r + 1);
-        next_q = raw(keys.q, r + 1);
-        next_k = raw(keys.k, r + 1);
-      }
-      AddGates(g, b);
-      Gates x;
-      GateQuery(q, b, args_.scale, x);
-      store(x, /*is_query=*/true, r);
-      GateKey(k, b, shift, x);
-      store(x, /*is_query=*/false, r);
-      PieceAt(keys.b, r) = LogUnits<C::Scaling::kLogUnits>(b);
-    }
-    FenceAsyncProxy();
-    BarrierArrive(SharedAddress(&shared_.gated[stage]));
-    NamedBarrier(kBackwardGateBarrier, kThreads);  // All have read the totals.
+  }
+
+  // Without a branch, around which a row's instructions could not move.
+  static __device__ void StoreIf(bool condition, const Piece& piece,
+                                 __nv_bfloat16* to) {
+    asm volatile(
+        "{\n.reg .pred p;\nsetp.ne.b32 p, %0, 0;\n"
+        "@p st.global.v2.b32 [%1], {%2, %3};\n}\n" ::"r"(
+            static_cast<int>(condition)),
+        "l"(to), "r"(piece.pairs[0]), "r"(piece.pairs[1]));
   }
 
   // By the first lanes of a slab's first warp.
@@ -196,53 +222,6 @@ class BackwardGates {
         slabs[slab_][SlabElement(first_row_ + r, Channel())]);
   }
 
-  // The gradients of step i.
-  __device__ void Store(int i) {
-    const int rows = RowsOf(i);
-    auto& keys = shared_.keys[i % 2];
-    if (rows < kChunk) {
-      StoreRows(i, rows);
-    } else if (IsLoader()) {
-      const int row = FirstRow(i);
-#pragma unroll
-      for (int s = 0; s < C::kSlabs; ++s) {
-        const int column = Column(s);
-        TensorStore(&params_.dq, column, row, SharedAddress(keys.q[s]));
-        TensorStore(&params_.dk, column, row, SharedAddress(keys.k[s]));
-        if (kGatesInSlab) {
-          TensorStore(&params_.d_g, column, row, SharedAddress(keys.b[s]));
-        }
-      }
-      TensorStoreCommit();
-      TensorStoreWaitRead();
-    }
-  }
-
-  // Of a sequence's last chunk, only its own rows: eight threads a row.
-  __device__ void StoreRows(int i, int rows) {
-    const auto& keys = shared_.keys[i % 2];
-    const int piece = lane_ % 8;
-#pragma unroll 1
-    for (int s = 0; s < C::kSlabs; ++s) {
-      for (int r = warp_ * 4 + lane_ / 8; r < rows; r += 4 * C::kGateWarps) {
-        const uint32_t place = SlabOffset(r, piece);
-        const int64_t offset =
-            (FirstRow(i) + r) * (args_.shape.H * C::K) + Column(s) + piece * 8;
-        const auto store = [place, offset](void* tensor, const uint8_t* from) {
-          *reinterpret_cast<uint4*>(static_cast<__nv_bfloat16*>(tensor) +
-                                    offset) =
-              *reinterpret_cast<const uint4*>(from + place);
-        };
-        store(args_.dq, keys.q[s]);
-        store(args_.dk, keys.k[s]);
-        if (kGatesInSlab) store(args_.dg, keys.b[s]);
-      }
-    }
-    FenceAsyncProxy();
-    NamedBarrier(kBackwardGateBarrier, kThreads);  // Before the next load.
-  }
-
-  const BackwardParams& params_;
   const GradArgs& args_;
   const ScanWork& work_;
   BackwardShared<C>& shared_;
@@ -250,6 +229,8 @@ class BackwardGates {
   const int slab_, part_;  // this warp's, and which of the slab's warps it is
   const int first_row_;    // of this lane's kRows
   Gates log_decay_;        // of the next step to gate
+  Gates before_ = {};      // the same before this lane's rows, if kHasPart
+  float own_score_;
 };
 
 }  // namespace gla::internal

@@ -17,22 +17,25 @@ struct BackwardConfig {
   static constexpr bool kOutput = true;
   using Gate = GateT;
   static constexpr int kSlabs = K / 64;
-  // Whether q~, k^, scores and dA have a second part, what rounding left out,
-  // itself rounded. With 128 channels there is no room for it.
-  static constexpr bool kRests = kSlabs == 1;
-  static constexpr int kParts = kRests ? 2 : 1;
-  static constexpr int kScoreRests = kRests ? kChunk : 0;  // columns
-  using Scaling = UnscaledParts<kRests>;
+  // Whether shared memory has room for rests of q~ and k^ in two buffers. Else
+  // rests go to the places of dq and dk in global memory, which are still free,
+  // and come back when there is room; and dA takes the place of v.
+  static constexpr bool kRoomy = kSlabs == 1;
+  using Scaling = UnscaledParts;
+  static constexpr int kRowSlots = kRoomy ? 3 : 2;
   static constexpr int kStateChunks = StateChunks(V);
   // Tokens of a chunk whose dq and dk one main warpgroup forms, for 64
   // channels: the warpgroups share the channels, or with 64 the tokens.
   static constexpr int kTokens = 32 * kSlabs;
   static constexpr int kMainThreads = 256;
-  static constexpr int kGateWarps = kSlabs == 2 ? 4 : 8;
-  static constexpr int kThreads = kMainThreads + 32 * kGateWarps;
-  // Registers of a thread; three warpgroups share 504, four 512.
-  static constexpr int kMainRegisters = kSlabs == 2 ? 208 : 176;
-  static constexpr int kGateRegisters = kSlabs == 2 ? 88 : 80;
+  static constexpr int kGateWarps = 4;
+  static constexpr int kCopyWarps = 4;
+  static constexpr int kThreads =
+      kMainThreads + 32 * kGateWarps + 32 * kCopyWarps;
+  // Registers of a thread; four warpgroups share 512.
+  static constexpr int kMainRegisters = 208;
+  static constexpr int kGateRegisters = 72;
+  static constexpr int kCopyRegisters = 24;
 };
 
 struct BackwardParams {
@@ -50,34 +53,36 @@ struct BackwardShared {
     uint8_t k[C::kSlabs][kSlabBytes];  // k^, then dk
     uint8_t b[C::kSlabs][kSlabBytes];  // LogUnits, then dg
   };
-  struct alignas(1024) Rests {  // of q~ and k^, as these lie
+  struct alignas(1024) BothRests {  // of q~ and k^, as these lie
     uint8_t q[C::kSlabs][kSlabBytes];
     uint8_t k[C::kSlabs][kSlabBytes];
   };
-  struct NoRests {};
+  struct alignas(1024) KeyRests {
+    uint8_t k[C::kSlabs][kSlabBytes];
+  };
   // Rows are values, columns channels; [channels / 64][values / 64].
   using State = uint8_t[C::kSlabs][2][kSlabBytes];
   Keys keys[2];
-  // v of a chunk, d_o of it, v of the next, ...: three in a ring. dv is
+  // v of a chunk, d_o of it, v of the next, ...: a ring. If kRoomy, dv is
   // transposed in the place of d_o.
-  uint8_t rows[3][2][kSlabBytes];
-  State state;    // S before the chunk
-  State d_state;  // D
-  union {
-    struct {
-      uint8_t scores[C::kParts][kSlabBytes];  // rows are keys, columns queries
-      uint8_t d_a[C::kParts][kSlabBytes];     // rows are queries, columns keys
-    };
-    SteepChannels steep[2];  // where scores are not yet or no longer, beside dA
-  };
-  static_assert(sizeof(SteepChannels[2]) <= kSlabBytes, "dA stays");
+  uint8_t rows[C::kRowSlots][2][kSlabBytes];
+  State state;  // S before the chunk
+  // D. If not kRoomy, then each main warpgroup's rests of q~, in [0], and its
+  // dv, in [1].
+  State d_state;
+  // Scores (rows are keys, columns queries) and their rest; if kRoomy, dA (rows
+  // are queries, columns keys) and its rest behind. Steep channels where scores
+  // are not yet or no longer.
+  uint8_t scores[C::kRoomy ? 4 : 2][kSlabBytes];
+  std::conditional_t<C::kRoomy, BothRests, KeyRests> rests[C::kRoomy ? 2 : 1];
   // dA's diagonal, which its slab has not: what a token's query and key add for
   // each other must not be in the terms of dg, where it cancels, but not
   // exactly.
   float own_d_a[2][kChunk];
+  float own_scores[2][kChunk];  // of a token with itself
   // e^B of a chunk's channels, with the sign bit set if they are steep.
   float decay[2][C::K];
-  // Gates that each warp but a slab's last has added up.
+  // Gates that each warp but a slab's last has added up, if they are not known.
   static constexpr int kSlabWarps = C::kGateWarps / C::kSlabs;
   float totals[C::kSlabs][kSlabWarps - 1][64];
   // Where main warpgroups share the tokens: each one's part of the flow out of
@@ -85,16 +90,42 @@ struct BackwardShared {
   float flow[C::kSlabs == 1 ? 3 : 1][64];
   int32_t any_steep[2][C::kSlabs];
   uint64_t raw_full[2], gated[2], finished[2];
-  uint64_t rows_full[3], state_full, flow_full;
+  uint64_t rows_full[C::kRowSlots], state_full, flow_full;
+  uint64_t key_rests_full, query_rests_full, rests_read;
   SteepMeetings meetings;
   uint64_t group_meeting[2];  // of a main warpgroup, for its steep channels
-  std::conditional_t<C::kRests, Rests, NoRests> rests[2];
+  ScanWork work;  // to be read where it is needed: registers are full
+
+  using Slab = uint8_t[kSlabBytes];
+  // Of what keys[stage] has.
+  __device__ Slab& KeyRest(int stage, int slab) {
+    return rests[C::kRoomy ? stage : 0].k[slab];
+  }
+  __device__ Slab& QueryRest(int stage, int slab) {
+    if constexpr (C::kRoomy) {
+      return rests[stage].q[slab];
+    } else {
+      return d_state[0][slab];
+    }
+  }
+  // dA, or its rest.
+  __device__ Slab& ScoreGradients(int part) {
+    return C::kRoomy ? scores[C::kRoomy ? 2 + part : 0] : rows[0][part];
+  }
+  // Steep channels, for scores, which are not there yet.
+  __device__ SteepChannels& SteepOfScores() {
+    static_assert(sizeof(SteepChannels) <= kSlabBytes);
+    return *reinterpret_cast<SteepChannels*>(scores[0]);
+  }
+  // The same for gradients, of a main warpgroup: scores are no longer there.
+  __device__ SteepChannels& SteepOfGradients(int group) {
+    return *reinterpret_cast<SteepChannels*>(scores[group]);
+  }
 };
 
 // Named barriers.
 inline constexpr int kBackwardGateBarrier = 1;
 inline constexpr int kBackwardMainBarrier = 4;   // both main warpgroups
-inline constexpr int kBackwardRowsBarrier = 5;   // main to the loading warp
 inline constexpr int kBackwardFlowBarrier = 6;   // one main to the other
 inline constexpr int kBackwardGroupBarrier = 7;  // and 8: one a warpgroup
 

@@ -13,9 +13,9 @@ namespace gla::internal {
 template <typename C>
 class BackwardValues : protected StateTile<C> {
  protected:
-  __device__ BackwardValues(const BackwardParams& params, const ScanWork& work,
+  __device__ BackwardValues(const BackwardParams& params,
                             BackwardShared<C>& shared, int group)
-      : StateTile<C>(params.scan, work, group),
+      : StateTile<C>(params.scan, shared.work, group),
         params_(params),
         shared_(shared) {}
 
@@ -24,6 +24,7 @@ class BackwardValues : protected StateTile<C> {
   using Tile::column_, Tile::fragment_, Tile::state_;
   using Keys = typename BackwardShared<C>::Keys;
   using Rows = uint8_t[2][kSlabBytes];
+  using Slab = uint8_t[kSlabBytes];
 
   static constexpr Contract kRows = Contract::kAlongRows;
   static constexpr Contract kColumns = Contract::kAlongColumns;
@@ -31,63 +32,64 @@ class BackwardValues : protected StateTile<C> {
   // The thread that stores this warpgroup's dv.
   __device__ bool IsStorer() const { return warp_ == 0 && lane_ == 0; }
 
-  // Zeros in the rows past the sequence, whatever lies there.
-  __device__ void MaskRows(int rows, Rows& v, Rows& d_o) {
+  // Zeros in the rows past the sequence, whatever lies there. By a warpgroup.
+  __device__ void MaskRows(int rows, Slab& slab) {
     const int piece = lane_ % 8, first = Tile::Thread() / 8;
     for (int row = rows + first; row < kChunk; row += 16) {
-      const uint32_t offset = SlabOffset(row, piece);
-      *reinterpret_cast<uint4*>(v[group_] + offset) = {};
-      *reinterpret_cast<uint4*>(d_o[group_] + offset) = {};
+      *reinterpret_cast<uint4*>(slab + SlabOffset(row, piece)) = {};
     }
     FenceAsyncProxy();
-    NamedBarrier(kBackwardMainBarrier, C::kMainThreads);
   }
 
   // --- Scores and dA: this warpgroup's 32 columns of both.
 
-  // Both, masked, to shared memory. Returns whether any channel is steep.
-  __device__ bool FormScores(int stage, int chunk, const Rows& v,
-                             const Rows& d_o) {
-    float p[16] = {}, d_a[16] = {};
-    WgmmaFence();
-    StartScores(stage, v, d_o, p, d_a);
-    WgmmaCommit();
-    WgmmaWait<0>();
-    Touch(p);
-    Touch(d_a);
+  // Scores, masked, to shared memory, steep channels' terms and own scores with
+  // them. Returns whether any channel is steep.
+  __device__ bool StoreScores(int stage, int chunk, float (&p)[16]) {
     const bool any_steep = HasSteep(stage);
     if (any_steep) {
       const auto is_steep = [this, stage](int channel) {
         return IsSteepDecay(shared_.decay[stage][channel]);
       };
-      Tile::AddSteepScores(chunk, is_steep, shared_.steep[0], shared_.meetings,
-                           p);
+      Tile::AddSteepScores(chunk, is_steep, shared_.SteepOfScores(),
+                           shared_.meetings, p);
     }
-    Tile::template StoreScores<C::kScoreRests>(shared_.scores[0], IsCausal<C>,
-                                               p);
-    Tile::ForOwnScores(d_a, [this, stage](int i, float& own) {
-      shared_.own_d_a[stage][Tile::Row() + 8 * i] = own;
+    Tile::ForOwnScores(p, [this, stage](int i, float& score) {
+      score = shared_.own_scores[stage][Tile::Row() + 8 * i];
     });
-    const auto has_key = [](int query, int key) { return key < query; };
-    Tile::template StoreScores<C::kScoreRests>(shared_.d_a[0], has_key, d_a);
-    FenceAsyncProxy();
+    Tile::StoreScores(
+        shared_.scores[0], IsCausal<C>, [](int) { return true; }, p);
     return any_steep;
   }
 
-  // p = k^ q~^T, d_a = d_o v^T.
-  __device__ void StartScores(int stage, const Rows& v, const Rows& d_o,
-                              float (&p)[16], float (&d_a)[16]) {
+  // p = k^ q~^T. Of rests those of k^ are enough: own scores are apart.
+  __device__ void StartScores(int stage, float (&p)[16]) {
     const Keys& keys = shared_.keys[stage];
 #pragma unroll
     for (int s = 0; s < C::kSlabs; ++s) {
       AddProduct(keys.k[s], keys.q[s], s > 0, p);
-      if constexpr (C::kRests) {
-        AddProduct(keys.k[s], shared_.rests[stage].q[s], true, p);
-        AddProduct(shared_.rests[stage].k[s], keys.q[s], true, p);
-      }
+      AddProduct(shared_.KeyRest(stage, s), keys.q[s], true, p);
     }
+  }
+
+  // d_a = d_o v^T.
+  __device__ void StartScoreGradients(const Rows& v, const Rows& d_o,
+                                      float (&d_a)[16]) {
 #pragma unroll
     for (int s = 0; s < 2; ++s) AddProduct(d_o[s], v[s], s > 0, d_a);
+  }
+
+  // dA, masked, to shared memory, its diagonal apart; its rest where query and
+  // key are of the same 16 tokens.
+  __device__ void StoreScoreGradients(int stage, float (&d_a)[16]) {
+    Tile::ForOwnScores(d_a, [this, stage](int i, float& own) {
+      shared_.own_d_a[stage][Tile::Row() + 8 * i] = own;
+    });
+    const auto has_key = [](int query, int key) { return key < query; };
+    const auto has_rest = [this](int j) {
+      return warp_ / 2 == group_ && j / 2 == warp_ % 2;
+    };
+    Tile::StoreScores(shared_.ScoreGradients(0), has_key, has_rest, d_a);
   }
   __device__ void AddProduct(const uint8_t (&a)[kSlabBytes],
                              const uint8_t (&b)[kSlabBytes], bool accumulate,
@@ -150,10 +152,11 @@ class BackwardValues : protected StateTile<C> {
     }
   }
 
-  // y = D^T k^^T + d_o^T scores^T. Returns with at most one group of products
+  // y = D^T k^^T + d_o^T scores^T, but for the rests of the last 16 keys, which
+  // are in `late` unless kRoomy. Returns with at most one group of products
   // under way.
   __device__ void ValueProducts(int stage, const uint32_t (&x)[4][4],
-                                float (&y)[32]) {
+                                float (&y)[32], float (&late)[8]) {
 #pragma unroll
     for (int half = 0; half < 2 * C::kSlabs; ++half) {
       const int s = half / 2, first = half % 2 * 2;
@@ -167,11 +170,16 @@ class BackwardValues : protected StateTile<C> {
       for (int i = 0; i < 2; ++i) {
         Wgmma<kColumns>(y, a[i], StepDescriptor<kColumns>(slab, first + i),
                         half + i > 0);
-        if constexpr (C::kRests) {
-          const uint64_t rest =
-              SlabDescriptor(SharedAddress(shared_.rests[stage].k[s]));
-          Wgmma<kColumns>(y, a[i], StepDescriptor<kColumns>(rest, first + i),
-                          true);
+        const uint32_t rest = SharedAddress(shared_.KeyRest(stage, s));
+        if constexpr (C::kRoomy) {
+          Wgmma<kColumns>(
+              y, a[i],
+              StepDescriptor<kColumns>(SlabDescriptor(rest), first + i), true);
+        } else {
+          Wgmma<kColumns>(late, a[i],
+                          StepDescriptor<kColumns>(
+                              SlabDescriptor(rest + 48 * 128), first + i),
+                          half + i > 0);
         }
       }
       WgmmaCommit();
@@ -179,7 +187,7 @@ class BackwardValues : protected StateTile<C> {
     }
     WgmmaFence();
 #pragma unroll
-    for (int part = 0; part < C::kParts; ++part) {
+    for (int part = 0; part < 2; ++part) {
       Tile::template AddTokens<kColumns>(x, shared_.scores[part], y);
     }
     WgmmaCommit();
@@ -195,15 +203,16 @@ class BackwardValues : protected StateTile<C> {
     WgmmaCommit();
   }
 
-  // dv of a chunk, from the slab of its d_o, which all have read.
-  __device__ void StoreValues(int chunk, int rows, uint32_t slab,
-                              const uint32_t (&y)[4][4]) {
+  // dv to a slab.
+  __device__ void PutValues(uint32_t slab, const uint32_t (&y)[4][4]) {
 #pragma unroll
     for (int pair = 0; pair < 4; ++pair) {
       StoreMatrixTransposed(slab + fragment_ + 2048 * pair, y[pair]);
     }
     FenceAsyncProxy();
-    NamedBarrier(kBackwardGroupBarrier + group_, 128);
+  }
+  // And from there, once the warpgroup has met.
+  __device__ void StoreValues(int chunk, int rows, uint32_t slab) {
     if (rows < kChunk) {
       Tile::StoreRows(chunk, slab, rows);
     } else if (IsStorer()) {

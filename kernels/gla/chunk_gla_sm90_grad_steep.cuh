@@ -30,7 +30,8 @@ struct GradChunk {
   const uint8_t* d_a;
   uint8_t *q, *k, *b;
   // If Scaling::kOwnApart, dA's diagonal, of each token, which its slab has
-  // not; if Scaling::kHasRest, what rounding left out of dA, q~ and k^.
+  // not; if Scaling::kHasRest, what rounding left out of q~, k^ and, where
+  // query and key are of the same part, of dA.
   const float* own_d_a = nullptr;
   const uint8_t *d_a_rest = nullptr, *q_rest = nullptr, *k_rest = nullptr;
 };
@@ -45,11 +46,10 @@ struct PartScale {
 };
 
 // Operands of a chunk as they are, steep or not for all of its tokens.
-template <bool kWithRest>
 struct UnscaledParts {
   static constexpr bool kScaled = false;
   static constexpr bool kOwnApart = true;
-  static constexpr bool kHasRest = kWithRest;
+  static constexpr bool kHasRest = true;
   static constexpr int kTokens = kChunk;  // that are steep together
   static constexpr int kLogUnits = 512;
 
@@ -185,7 +185,11 @@ class GradSteep {
 
   // An element of dA.
   __device__ float ScoreGradient(int query, int key) const {
-    return Element(chunk_.d_a, chunk_.d_a_rest, query, key);
+    if (query / kPartTokens == key / kPartTokens) {
+      return Element(chunk_.d_a, chunk_.d_a_rest, query, key);
+    }
+    return Scaling::Unpack(*reinterpret_cast<const uint16_t*>(
+        chunk_.d_a + SlabElement(query, key)));
   }
   // Of a slab and its rest, if there is one.
   static __device__ float Element(const uint8_t* slab, const uint8_t* rest,

@@ -194,9 +194,19 @@ class ScanState : StateTile<C> {
       Tile::AddSteepScores(chunk, is_steep, shared_.steep, shared_.meetings, p);
     }
     // In the place of products of rounded operands.
-    Tile::ForOwnScores(p, [&own](int i, float& score) { score = own[i]; });
-    Tile::template StoreScores<C::kScoreRests>(shared_.scores[0], IsCausal<C>,
-                                               p);
+    float* const kept = C::kReverse || args_.own_scores == nullptr
+                            ? nullptr
+                            : OwnScores(args_.own_scores, args_.shape,
+                                        work_.chunk_slot + chunk, work_.h);
+    Tile::ForOwnScores(p, [&](int i, float& score) {
+      score = own[i];
+      if (kept != nullptr) kept[Row() + 8 * i] = own[i];
+    });
+    const auto has_rest = [this](int j) {
+      return C::kScoreRests == kChunk ||
+             (C::kScoreRests > 0 && 32 * group_ + 8 * j < C::kScoreRests);
+    };
+    Tile::StoreScores(shared_.scores[0], IsCausal<C>, has_rest, p);
     FenceAsyncProxy();
     BarrierArrive(SharedAddress(&shared_.scored));
   }

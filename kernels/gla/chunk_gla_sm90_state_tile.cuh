@@ -57,10 +57,11 @@ class StateTile {
     }
   }
 
-  // Stores those that is_kept(row, column), the others as zeros, in bf16, and
-  // of the first kRests columns, in a second slab, what rounding left out.
-  template <int kRests, typename Fn>
-  __device__ void StoreScores(uint8_t* slabs, Fn is_kept,
+  // Stores those that is_kept(row, column), the others as zeros, in bf16, and,
+  // in a second slab, what rounding left out, of columns 8 j on of this
+  // warpgroup's if has_rest(j).
+  template <typename Kept, typename Rest>
+  __device__ void StoreScores(uint8_t* slabs, Kept is_kept, Rest has_rest,
                               const float (&p)[16]) const {
     const uint32_t element =
         SharedAddress(slabs) + SlabElement(Row(), Column());
@@ -75,7 +76,7 @@ class StateTile {
         const float high = is_kept(row, column + 1) ? p[4 * j + 2 * i + 1] : 0;
         const uint32_t packed = PackBf16(low, high);
         StoreShared32(address, packed);
-        if (kRests == kChunk || (kRests > 0 && 32 * group_ + 8 * j < kRests)) {
+        if (has_rest(j)) {
           StoreShared32(
               address + kSlabBytes,
               PackBf16(low - LowFloat(packed), high - HighFloat(packed)));
