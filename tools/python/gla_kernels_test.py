@@ -750,6 +750,21 @@ def score_rests():
 
 
 @group
+def second_parts():
+    """Gradients of heads of 128 values: without second parts they are 2.5 to 3.3e-3."""
+    if options.quick:
+        return
+    near_by = {"dq": 0.00199, "dk": 0.00211, "dv": 0.00206, "dg": 0.00214}
+    far_too = {"dq": 0.00225, "dk": 0.0023, "dv": 0.00248, "dg": 0.00258}
+    for K, times, gate_dtype in itertools.product((128, 64), (16, 1), (FP32, BF16)):
+        limits = CHUNK_LIMITS | (near_by if times == 16 else far_too)
+        yield (f"{K}x128 gates times {times} {dtype_name(gate_dtype)}",
+               lambda K=K, times=times, g=gate_dtype, limits=limits: check(
+                   chunk_gla, problem(2, 1024, 4, K, 128, gate_dtype=g,
+                                      gates=lambda g, times=times: g * times), limits))
+
+
+@group
 def repeats():
     """The same bits every time, whatever else the memory held."""
 
