@@ -10,11 +10,10 @@
 // 256 channels, scores, with 256 values those of a chunk's first 32 keys, and a
 // sequence's last keys in its final state; and to fp16, scaled, of dq, dk and
 // dg of more than 128 values, where queries and keys meet) and to TF32 on the
-// general one;
-// sums, gates, states and their gradients are float32. Any log gate <= 0:
-// chunks, or 16 tokens of them, whose gates would overflow the usual operands
-// take an exact slower path, chosen for each and each channel on the device.
-// Deterministic: no atomics, fixed orders.
+// general one; sums, gates, states and their gradients are float32. Any log
+// gate <= 0: chunks, or 16 tokens of them, whose gates would overflow the usual
+// operands take an exact slower path, chosen for each and each channel on the
+// device. Deterministic: no atomics, fixed orders.
 //
 // All work is queued on `stream`; nothing is allocated, nothing waits, so calls
 // can be captured into a CUDA graph. Returns the first error of a launch.

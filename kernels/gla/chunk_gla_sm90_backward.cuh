@@ -30,7 +30,7 @@
 //   warpgroups 0, 1 (main)  64 values each of dS and dv, and half of dq, dk and
 //       dg: channels, or with 64 channels tokens. Threads of theirs load v, d_o
 //       and S, and with 128 channels the rests of q~.
-//   2 (gates)   gates q and k in place, up to two chunks ahead
+//   2 (gates)   gates q and k in place, a chunk ahead
 //   3 (copies)  a warp each: q in and dq out, k and dk, gates and dg; with 128
 //       channels the rests of k^
 //

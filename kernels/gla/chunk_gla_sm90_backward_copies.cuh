@@ -1,6 +1,6 @@
 // The copying warps of the one-kernel backward pass
 // (chunk_gla_sm90_backward.cuh): q, k and gates in, dq, dk and dg out, each
-// tensor by a warp of its own, so that none waits for another's work.
+// tensor by a warp of its own, so that none waits for another.
 #ifndef GLA_KERNELS_GLA_CHUNK_GLA_SM90_BACKWARD_COPIES_CUH_
 #define GLA_KERNELS_GLA_CHUNK_GLA_SM90_BACKWARD_COPIES_CUH_
 
@@ -22,10 +22,10 @@ class BackwardCopies {
 
   __device__ void Run() {
     if (warp_ == 0) {
-      Run(params_.q, params_.dq, args_.dq, shared_.finished,
+      Run(params_.q, params_.dq, args_.dq,
           [this](int i) { return shared_.keys[i % 2].q; });
     } else if (warp_ == 1) {
-      Run(params_.k, params_.dk, args_.dk, shared_.finished,
+      Run(params_.k, params_.dk, args_.dk,
           [this](int i) { return shared_.keys[i % 2].k; });
     } else if (warp_ == 2) {
       RunGates();
@@ -37,17 +37,16 @@ class BackwardCopies {
  private:
   using Slabs = const uint8_t (*)[kSlabBytes];
 
-  // Loads a tensor two steps ahead, where place(step) is and its gradient has
-  // been stored from when it was `finished`.
+  // Loads a tensor two steps ahead, to place(step), when the gradient that lay
+  // there has been stored.
   template <typename Fn>
   __device__ void Run(const CUtensorMap& from, const CUtensorMap& to,
-                      __nv_bfloat16* tensor, uint64_t (&finished)[2],
-                      Fn place) {
+                      __nv_bfloat16* tensor, Fn place) {
     Load(0, from, place(0));
     Load(1, from, place(1));
 #pragma unroll 1
     for (int i = 0; i < work_.chunks; ++i) {
-      BarrierWait(SharedAddress(&finished[i % 2]), Parity<2>(i));
+      BarrierWait(SharedAddress(&shared_.finished[i % 2]), Parity<2>(i));
       Store(i, to, tensor, place(i));
       Load(i + 2, from, place(i + 2));
     }
@@ -57,7 +56,7 @@ class BackwardCopies {
   __device__ void RunGates() {
     if constexpr (sizeof(typename C::Gate) == 2) {
       Run(params_.g, params_.d_g, static_cast<__nv_bfloat16*>(args_.dg),
-          shared_.finished, [this](int i) { return shared_.keys[i % 2].b; });
+          [this](int i) { return shared_.keys[i % 2].b; });
     } else {
       if (lane_ > 0) return;
 #pragma unroll 1

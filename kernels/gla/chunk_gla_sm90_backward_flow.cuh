@@ -11,14 +11,11 @@ namespace gla::internal {
 // of 16 x 8, of which one half each is needed.
 using ChannelProducts = float[2][4];
 
-// Adds that of 64 values, from slabs of both.
+// Adds that of 64 values, from slabs of both; `fragment` as in StateTile.
 __device__ inline void AddSlabFlow(const uint8_t (&state)[kSlabBytes],
                                    const uint8_t (&d_state)[kSlabBytes],
-                                   const GradThread& thread,
+                                   uint32_t fragment,
                                    ChannelProducts& products) {
-  const uint32_t fragment =
-      SlabOffset((thread.lane & 7) + ((thread.lane >> 4) << 3),
-                 2 * thread.warp + ((thread.lane >> 3) & 1));
 #pragma unroll
   for (int step = 0; step < 4; ++step) {
     uint32_t a[4], b[4];

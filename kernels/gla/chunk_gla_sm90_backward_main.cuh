@@ -369,7 +369,7 @@ class BackwardMain : BackwardValues<C> {
 #pragma unroll
     for (int i = 0; i < kValueSlabs; ++i) {
       const int s = C::kSlabs == 2 ? i : group_;
-      AddSlabFlow(shared_.state[slab_][s], shared_.d_state[slab_][s], thread_,
+      AddSlabFlow(shared_.state[slab_][s], shared_.d_state[slab_][s], fragment_,
                   products);
     }
     TakeDiagonals(products, thread_, state_flow);
