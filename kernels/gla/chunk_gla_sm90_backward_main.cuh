@@ -58,33 +58,10 @@ class BackwardMain : BackwardValues<C> {
 
   __device__ void Step(int i) {
     const int stage = i % 2, chunk = ChunkAt<C>(work_, i);
-    Keys& keys = shared_.keys[stage];
     Rows& v = RowsOfUse(2 * i);
     Rows& d_o = RowsOfUse(2 * i + 1);
     const int rows = work_.rows.length - chunk * kChunk;
-    BarrierWait(SharedAddress(&shared_.gated[stage]), Parity<2>(i));
-    ScaleByEdge(shared_.decay[stage]);
-    if (IsStorer()) TensorStoreWaitRead();  // the last chunk's dv
-    if constexpr (!C::kRoomy) {             // Rests of q~ have been read too.
-      NamedBarrier(kBackwardGroupBarrier + group_, 128);
-    }
-    StoreD();
-    WaitRows(2 * i);
-    WaitRows(2 * i + 1);
-    if (rows < kChunk) {
-      MaskRows(rows, v[group_]);
-      MaskRows(rows, d_o[group_]);
-      if constexpr (!C::kRoomy) {
-        WaitKeyRests(i);
-        MaskRows(rows, shared_.KeyRest(stage, group_));
-      }
-    }
-    FenceAsyncProxy();
-    NamedBarrier(kBackwardMainBarrier, C::kMainThreads);  // D is there.
-    if (IsLoader()) {
-      LoadState(i);
-      if (C::kRoomy) LoadRows(2 * i + 2);
-    }
+    TakeOperands(i, stage, rows, v, d_o);
 
     // dk^ = D v^T;  dA = d_o v^T;  scores = k^ q~^T
     float p[16] = {}, d_a[16] = {};
@@ -119,33 +96,10 @@ class BackwardMain : BackwardValues<C> {
       StoreScoreGradients(stage, d_a);
     }
 
-    // dv^T = D^T k^^T + d_o^T scores^T;  dS^T = mid D^T + d_o^T q~;
-    // dq~ = S d_o^T
-    uint32_t x[4][4];
-    const uint32_t x_slab = SharedAddress(d_o[group_]);
-#pragma unroll
-    for (int step = 0; step < 4; ++step) {
-      LoadMatrixTransposed(x_slab + fragment_ + 2048 * step, x[step]);
-    }
-    float y[32] = {}, late[8] = {};
-    ValueProducts(stage, x, y, late);
-    if (any_steep) ScaleByMid(shared_.decay[stage]);
-    UpdateState(keys, x);
-    WgmmaWait<1>();
-    Touch(y);
-    if constexpr (!C::kRoomy) {
-      Touch(late);
-#pragma unroll
-      for (int e = 0; e < 8; ++e) y[24 + e] += late[e];
-    }
     uint32_t packed[4][4];
-#pragma unroll
-    for (int pair = 0; pair < 4; ++pair) PackOperand(y, pair, packed[pair]);
-    WgmmaWait<0>();
-#pragma unroll
-    for (int s = 0; s < C::kSlabs; ++s) Touch(state_[s]);
+    FormValues(stage, any_steep, d_o, packed);
     BarrierWait(SharedAddress(&shared_.state_full), i & 1);
-    Accumulators q = {};
+    Accumulators q = {};  // S d_o^T
     WgmmaFence();
     StateProduct(shared_.state, d_o, q);
     WgmmaCommit();
@@ -158,26 +112,13 @@ class BackwardMain : BackwardValues<C> {
       PutValues(ValuePlace(d_o), packed);
     }
 
-    // dq~ += k^ dA^T;  dk^ += q~ dA
-    WgmmaFence();
-    KeyProducts(stage, q);
-    WgmmaCommit();
-    WgmmaFence();
-    QueryProducts(i, rows, k);
-    WgmmaCommit();
-    if constexpr (!C::kRoomy) {  // A sequence's last chunk: below, by all.
-      NamedBarrier(kBackwardGroupBarrier + group_, 128);
-      if (rows >= kChunk) StoreValues(chunk, rows, ValuePlace(d_o));
-    }
-    WgmmaWait<0>();
-    Touch(q);
-    Touch(k);
+    FormGradients(i, chunk, rows, d_o, q, k);
     AddNearProducts(grad_chunk, q, k);
     NamedBarrier(kBackwardMainBarrier, C::kMainThreads);
     // The operands, S, d_o and dA have been read.
     if constexpr (C::kSlabs == 1) ReadStateFlow(i, flow);
     if constexpr (C::kRoomy) {
-      PutValues(x_slab, packed);
+      PutValues(ValuePlace(d_o), packed);
       NamedBarrier(kBackwardGroupBarrier + group_, 128);
     } else if (!any_steep) {
       LoadNextRows(i);
@@ -191,6 +132,78 @@ class BackwardMain : BackwardValues<C> {
       NamedBarrier(kBackwardMainBarrier, C::kMainThreads);
       if (!C::kRoomy) LoadNextRows(i);
     }
+  }
+
+  // Waits until all that scores and values are formed from is there, D too.
+  __device__ void TakeOperands(int i, int stage, int rows, Rows& v, Rows& d_o) {
+    BarrierWait(SharedAddress(&shared_.gated[stage]), Parity<2>(i));
+    ScaleByEdge(shared_.decay[stage]);
+    if (IsStorer()) TensorStoreWaitRead();  // the last chunk's dv
+    if constexpr (!C::kRoomy) {             // Rests of q~ have been read too.
+      NamedBarrier(kBackwardGroupBarrier + group_, 128);
+    }
+    StoreD();
+    WaitRows(2 * i);
+    WaitRows(2 * i + 1);
+    if (rows < kChunk) {
+      MaskRows(rows, v[group_]);
+      MaskRows(rows, d_o[group_]);
+      if constexpr (!C::kRoomy) {
+        WaitKeyRests(i);
+        MaskRows(rows, shared_.KeyRest(stage, group_));
+      }
+    }
+    FenceAsyncProxy();
+    NamedBarrier(kBackwardMainBarrier, C::kMainThreads);  // D is there.
+    if (IsLoader()) {
+      LoadState(i);
+      if (C::kRoomy) LoadRows(2 * i + 2);
+    }
+  }
+
+  // dv^T = D^T k^^T + d_o^T scores^T, packed;  dS^T = mid D^T + d_o^T q~.
+  __device__ void FormValues(int stage, bool any_steep, const Rows& d_o,
+                             uint32_t (&packed)[4][4]) {
+    uint32_t x[4][4];
+    const uint32_t x_slab = SharedAddress(d_o[group_]);
+#pragma unroll
+    for (int step = 0; step < 4; ++step) {
+      LoadMatrixTransposed(x_slab + fragment_ + 2048 * step, x[step]);
+    }
+    float y[32] = {}, late[8] = {};
+    ValueProducts(stage, x, y, late);
+    if (any_steep) ScaleByMid(shared_.decay[stage]);
+    UpdateState(shared_.keys[stage], x);
+    WgmmaWait<1>();
+    Touch(y);
+    if constexpr (!C::kRoomy) {
+      Touch(late);
+#pragma unroll
+      for (int e = 0; e < 8; ++e) y[24 + e] += late[e];
+    }
+#pragma unroll
+    for (int pair = 0; pair < 4; ++pair) PackOperand(y, pair, packed[pair]);
+    WgmmaWait<0>();
+#pragma unroll
+    for (int s = 0; s < C::kSlabs; ++s) Touch(state_[s]);
+  }
+
+  // dq~ += k^ dA^T;  dk^ += q~ dA. Meanwhile dv leaves, if not kRoomy.
+  __device__ void FormGradients(int i, int chunk, int rows, const Rows& d_o,
+                                Accumulators& q, Accumulators& k) {
+    WgmmaFence();
+    KeyProducts(i % 2, q);
+    WgmmaCommit();
+    WgmmaFence();
+    QueryProducts(i, rows, k);
+    WgmmaCommit();
+    if constexpr (!C::kRoomy) {  // A sequence's last chunk: in Step, by all.
+      NamedBarrier(kBackwardGroupBarrier + group_, 128);
+      if (rows >= kChunk) StoreValues(chunk, rows, ValuePlace(d_o));
+    }
+    WgmmaWait<0>();
+    Touch(q);
+    Touch(k);
   }
 
   // --- Loads.
