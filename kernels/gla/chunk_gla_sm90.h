@@ -139,8 +139,8 @@ struct GradArgs {
   const float* own_scores;  // as the forward pass left them
   // As the two passes stored them.
   const __nv_bfloat16 *states, *d_states;
-  // ScanBackward keeps what it needs of a chunk in its rows of dq and dk until
-  // they are formed: neither may overlap anything else.
+  // ScanBackward may keep rests of a chunk's q~ in its rows of dq until that is
+  // formed: dq may not overlap anything else.
   __nv_bfloat16 *dq, *dk;
   void* dg;
   int64_t reverse_blocks;  // of ScanReverse, one a multiprocessor

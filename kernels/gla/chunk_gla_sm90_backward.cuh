@@ -28,17 +28,16 @@
 // Of a product of two that of both rests is left out, and dS takes q~ without.
 //
 //   warpgroups 0, 1 (main)  64 values each of dS and dv, and half of dq, dk and
-//       dg: channels, or with 64 channels tokens. Threads of theirs load v, d_o
-//       and S, and with 128 channels the rests of q~.
-//   2 (gates)   gates q and k in place, a chunk ahead
-//   3 (copies)  a warp each: q in and dq out, k and dk, gates and dg; with 128
-//       channels the rests of k^
+//       dg: channels, or with 64 channels tokens
+//   2 (gates)   <S, D>, then q and k of the next chunk are gated in place
+//   3 (copies)  a warp each: q in and dq out, k and dk, gates and dg; v, d_o, S
+//       and, with 128 channels, rests of q~
 //
-// With 128 channels there is no room for two buffers of rests. The gate warps
-// write them to global memory, to the rows of dq and dk that they belong to,
-// and bulk copies bring them back: those of k^ when main warps have read those
-// of the chunk before, those of q~ to the place of D. And dA takes the place of
-// v, dv another part of D's.
+// With 128 channels there is no room for two buffers of all rests. Those of k^
+// take turns with half of D: gate warps write the next chunk's there when D has
+// been read. Those of q~ they write to global memory, to the rows of dq that
+// they belong to; a bulk copy brings them back to the place of D's other half.
+// dA takes the place of v, and dv that of the scores.
 //
 // Barriers:
 //   raw_full    q, k and gates of a chunk are there (two buffers)
@@ -46,14 +45,15 @@
 //   finished    dq, dk, dg are in their place
 //   rows_full   v or d_o of a chunk is there (a ring of three; of two)
 //   state_full  S is
-//   flow_full   with 64 channels, both parts of the flow are stored
-//   key_rests_full, query_rests_full  with 128 channels, rests are back
-//   rests_read  those of k^ are no longer needed
+//   d_full      D is
+//   d_read      D and v have been read, and <S, D> is there
+//   operands_read  S, d_o and dA have been read too
+//   query_rests_full  with 128 channels, rests of q~ are back
 //   meetings, group_meeting  where both main warpgroups, and each, meet for
 //               steep channels
 // Between them, the main warpgroups meet when D is stored, when scores are and
-// v has been read, with 128 channels when dA is stored and D has been read, and
-// when all operands have been read.
+// v has been read, with 128 channels when dA is stored and scores have been
+// read, and when all operands have been read.
 #ifndef GLA_KERNELS_GLA_CHUNK_GLA_SM90_BACKWARD_CUH_
 #define GLA_KERNELS_GLA_CHUNK_GLA_SM90_BACKWARD_CUH_
 
@@ -73,16 +73,16 @@ __global__ void __launch_bounds__(C::kThreads, 1)
     shared.work = FindWork<C>(params.scan);
     for (int b = 0; b < 2; ++b) {
       BarrierInit(SharedAddress(&shared.raw_full[b]), 3);
-      BarrierInit(SharedAddress(&shared.gated[b]), 32 * C::kGateWarps);
-      BarrierInit(SharedAddress(&shared.finished[b]), C::kMainThreads);
+      BarrierInit(SharedAddress(&shared.gated[b]), C::kGateWarps);
+      BarrierInit(SharedAddress(&shared.finished[b]), C::kMainThreads / 32);
     }
     for (int r = 0; r < C::kRowSlots; ++r) {
       BarrierInit(SharedAddress(&shared.rows_full[r]), 1);
     }
     BarrierInit(SharedAddress(&shared.state_full), 1);
-    BarrierInit(SharedAddress(&shared.flow_full), C::kMainThreads);
-    BarrierInit(SharedAddress(&shared.rests_read), C::kMainThreads);
-    BarrierInit(SharedAddress(&shared.key_rests_full), 1);
+    BarrierInit(SharedAddress(&shared.d_full), 1);
+    BarrierInit(SharedAddress(&shared.d_read), C::kGateWarps + 1);
+    BarrierInit(SharedAddress(&shared.operands_read), 1);
     BarrierInit(SharedAddress(&shared.query_rests_full), 1);
     shared.meetings.Init();
     for (uint64_t& meeting : shared.group_meeting) {

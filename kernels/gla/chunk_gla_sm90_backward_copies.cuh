@@ -1,6 +1,7 @@
 // The copying warps of the one-kernel backward pass
 // (chunk_gla_sm90_backward.cuh): q, k and gates in, dq, dk and dg out, each
-// tensor by a warp of its own, so that none waits for another.
+// tensor by a warp of its own, so that none waits for another; and a warp for
+// all else that comes in.
 #ifndef GLA_KERNELS_GLA_CHUNK_GLA_SM90_BACKWARD_COPIES_CUH_
 #define GLA_KERNELS_GLA_CHUNK_GLA_SM90_BACKWARD_COPIES_CUH_
 
@@ -29,8 +30,8 @@ class BackwardCopies {
           [this](int i) { return shared_.keys[i % 2].k; });
     } else if (warp_ == 2) {
       RunGates();
-    } else if (!C::kRoomy) {
-      RunKeyRests();
+    } else {
+      RunOthers();
     }
   }
 
@@ -69,18 +70,56 @@ class BackwardCopies {
       }
     }
   }
-  // The rests of k^, from where the gate warps have stored them, once those of
-  // the step before are no longer needed.
-  __device__ void RunKeyRests() {
+  // v, d_o and S, each when its place has been read; with 128 channels also
+  // rests of q~, from where the gate warps have stored them.
+  __device__ void RunOthers() {
     if (lane_ > 0) return;
 #pragma unroll 1
+    for (int use = 0; use < C::kRowSlots; ++use) LoadRows(use);
+    LoadState(0);
+#pragma unroll 1
     for (int i = 0; i < work_.chunks; ++i) {
-      BarrierWait(SharedAddress(&shared_.gated[i % 2]), Parity<2>(i));
-      if (i > 0) {
-        BarrierWait(SharedAddress(&shared_.rests_read), (i - 1) & 1);
+      BarrierWait(SharedAddress(&shared_.d_read), i & 1);
+      if constexpr (C::kRoomy) {
+        LoadRows(2 * i + 3);
+      } else {
+        LoadSlabs(i, params_.dq, &shared_.QueryRest(0, 0),
+                  SharedAddress(&shared_.query_rests_full));
       }
-      LoadSlabs(i, params_.dk, &shared_.KeyRest(0, 0),
-                SharedAddress(&shared_.key_rests_full));
+      BarrierWait(SharedAddress(&shared_.operands_read), i & 1);
+      if constexpr (C::kRoomy) {
+        LoadRows(2 * i + 4);
+      } else {
+        LoadRows(2 * i + 2);
+        LoadRows(2 * i + 3);
+      }
+      LoadState(i + 1);
+    }
+  }
+
+  // The state before step i's chunk.
+  __device__ void LoadState(int i) {
+    if (i >= work_.chunks) return;
+    constexpr int kBytes = sizeof(typename BackwardShared<C>::State);
+    const uint32_t full = SharedAddress(&shared_.state_full);
+    BarrierArriveExpect(full, kBytes);
+    const int64_t state =
+        (work_.chunk_slot + ChunkAt<C>(work_, i)) * args_.shape.H + work_.h;
+    TensorLoad(SharedAddress(shared_.state), &params_.states, 0,
+               state * (kBytes / 128), full);
+  }
+
+  // Number `use` of the ring: v and d_o of one step after the other.
+  __device__ void LoadRows(int use) {
+    if (use / 2 >= work_.chunks) return;
+    const int slot = use % C::kRowSlots;
+    const uint32_t full = SharedAddress(&shared_.rows_full[slot]);
+    BarrierArriveExpect(full, sizeof(shared_.rows[slot]));
+#pragma unroll
+    for (int s = 0; s < 2; ++s) {
+      TensorLoad(SharedAddress(shared_.rows[slot][s]),
+                 use % 2 == 0 ? &params_.v : &params_.d_o,
+                 work_.h * C::V + s * 64, FirstRow(use / 2), full);
     }
   }
 

@@ -1,9 +1,8 @@
-// <S, D> in the one-kernel backward pass (chunk_gla_sm90_backward.cuh), by the
-// main warpgroups: of the channels whose dg they form.
+// <S, D> in the one-kernel backward pass (chunk_gla_sm90_backward.cuh).
 #ifndef GLA_KERNELS_GLA_CHUNK_GLA_SM90_BACKWARD_FLOW_CUH_
 #define GLA_KERNELS_GLA_CHUNK_GLA_SM90_BACKWARD_FLOW_CUH_
 
-#include "kernels/gla/chunk_gla_sm90_grad_finish.cuh"
+#include "kernels/device/wgmma_sm90.cuh"
 
 namespace gla::internal {
 
@@ -11,7 +10,8 @@ namespace gla::internal {
 // of 16 x 8, of which one half each is needed.
 using ChannelProducts = float[2][4];
 
-// Adds that of 64 values, from slabs of both; `fragment` as in StateTile.
+// Adds that of 64 values, from slabs of both; `fragment` as in StateTile, of
+// the warp's channels.
 __device__ inline void AddSlabFlow(const uint8_t (&state)[kSlabBytes],
                                    const uint8_t (&d_state)[kSlabBytes],
                                    uint32_t fragment,
@@ -26,18 +26,18 @@ __device__ inline void AddSlabFlow(const uint8_t (&state)[kSlabBytes],
   }
 }
 
-// The diagonals, as the flow of this thread's two channels.
-__device__ inline void TakeDiagonals(const ChannelProducts& products,
-                                     const GradThread& thread,
-                                     float (&flow)[2]) {
-  const int row = thread.lane / 4;
-  const int from = (thread.lane & ~3) + row / 2;
+// That of channel lane % 16.
+__device__ inline float TakeDiagonal(const ChannelProducts& products,
+                                     int lane) {
+  const int row = lane % 8, from = 4 * row + row / 2;
+  float half[2];
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     const float own =
-        row % 2 == 0 ? products[i][2 * i] : products[i][2 * i + 1];
-    flow[i] = __shfl_sync(0xffffffff, own, from);
+        lane / 4 % 2 == 0 ? products[i][2 * i] : products[i][2 * i + 1];
+    half[i] = __shfl_sync(0xffffffff, own, from);
   }
+  return lane / 8 % 2 == 0 ? half[0] : half[1];
 }
 
 }  // namespace gla::internal

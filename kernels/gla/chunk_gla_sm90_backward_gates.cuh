@@ -1,9 +1,10 @@
 // The gate warpgroup of the one-kernel backward pass
 // (chunk_gla_sm90_backward.cuh): q~, k^ and their rests in the places of q and
-// k.
+// k; and <S, D>.
 #ifndef GLA_KERNELS_GLA_CHUNK_GLA_SM90_BACKWARD_GATES_CUH_
 #define GLA_KERNELS_GLA_CHUNK_GLA_SM90_BACKWARD_GATES_CUH_
 
+#include "kernels/gla/chunk_gla_sm90_backward_flow.cuh"
 #include "kernels/gla/chunk_gla_sm90_backward_shared.cuh"
 #include "kernels/gla/chunk_gla_sm90_grad_finish.cuh"
 
@@ -23,10 +24,14 @@ class BackwardGates {
         part_(warp_ % kSlabWarps),
         first_row_((part_ * kRowGroups + lane_ / kLanes) * kRows) {}
 
+  // A chunk is gated during the step before its own.
   __device__ void Run() {
     LoadAhead(0);
 #pragma unroll 1
-    for (int i = 0; i < work_.chunks; ++i) Gate(i);
+    for (int i = -1; i < work_.chunks; ++i) {
+      if (i >= 0) FormStateFlow(i);
+      if (i + 1 < work_.chunks) Gate(i + 1);
+    }
   }
 
  private:
@@ -38,12 +43,17 @@ class BackwardGates {
   static constexpr int kSlabWarps = BackwardShared<C>::kSlabWarps;
   static constexpr int kRows = kChunk / kSlabWarps / kRowGroups;  // of a lane
   static constexpr int kThreads = 32 * C::kGateWarps;
+  static constexpr int kWarpChannels = 64 / kSlabWarps;  // of <S, D>
   // Whether a lane's rows are a part, before which the forward pass has left
   // what gates add up to.
   static constexpr bool kHasPart = kRows == kPartTokens;
   using Gates = float[kChannels];
   using LaneGates = RawGates<GateT, kChannels>;
   using Piece = Bf16Piece<kChannels>;
+  struct Row {
+    LaneGates g;
+    Piece q, k;
+  };
 
   // This lane's first channel in its slab.
   __device__ int Channel() const { return lane_ % kLanes * kChannels; }
@@ -82,6 +92,9 @@ class BackwardGates {
     const int rows = RowsOf(i);
     BarrierWait(SharedAddress(&shared_.raw_full[stage]), Parity<2>(i));
     if (rows < kChunk) MaskRows(keys, rows);
+    if (!C::kRoomy && i > 0) {  // Where its rests go, D was.
+      BarrierWait(SharedAddress(&shared_.d_read), (i - 1) & 1);
+    }
     const auto gates = [&](int r) -> LaneGates {
       if constexpr (kGatesInSlab) {
         return {PieceAt(keys.b, r)};
@@ -94,22 +107,32 @@ class BackwardGates {
             Channel());
       }
     };
+    const auto load = [&](uint32_t place, int r) -> Row {
+      Row row = {.q = PieceOf(keys.q, place), .k = PieceOf(keys.k, place)};
+      if constexpr (kGatesInSlab) {
+        row.g = {PieceOf(keys.b, place)};
+      } else {
+        row.g = gates(r);
+      }
+      return row;
+    };
     // A row of an operand and of its rest.
     const int64_t stride = args_.shape.H * C::K;
-    const int64_t first =
-        (FirstRow(i) + first_row_) * stride + Column(slab_) + Channel();
-    __nv_bfloat16 *query_rest = args_.dq + first, *key_rest = args_.dk + first;
-    const auto store = [&](const Gates& x, bool is_query, int r) {
+    __nv_bfloat16* query_rest = args_.dq + (FirstRow(i) + first_row_) * stride +
+                                Column(slab_) + Channel();
+    const auto store = [&](const Gates& x, bool is_query, uint32_t place,
+                           int r) {
       const Piece rounded = Round(x);
-      PieceAt(is_query ? keys.q : keys.k, r) = rounded;
+      PieceOf(is_query ? keys.q : keys.k, place) = rounded;
       const Piece rest = RoundRest(x, rounded);
-      if constexpr (C::kRoomy) {
-        auto& rests = shared_.rests[stage];
-        PieceAt(is_query ? rests.q : rests.k, r) = rest;
+      if (!is_query) {
+        PieceOf(shared_.rests[stage].k, place) = rest;
+      } else if constexpr (C::kRoomy) {
+        PieceOf(shared_.rests[stage].q, place) = rest;
       } else {
-        __nv_bfloat16*& to = is_query ? query_rest : key_rest;
-        StoreIf(first_row_ + r < rows, rest, to);
-        to += stride;
+        StoreIf(first_row_ + r < rows, rest, query_rest);
+        query_rest += stride;
+        Hide(query_rest);
       }
     };
     Gates b;
@@ -124,37 +147,36 @@ class BackwardGates {
     for (int c = 0; c < kChannels; ++c) shift[c] = KeyShift(log_decay_[c]);
     if (first_row_ == 0) StoreDecay(stage);
     if (Token() < kChunk) shared_.own_scores[stage][Token()] = own_score_;
-    LoadAhead(i + 1);
     // In halves, by one copy of the code. A row is loaded before the one before
     // it is stored.
-    LaneGates next_g = gates(0);
-    Piece next_q = PieceAt(keys.q, 0), next_k = PieceAt(keys.k, 0);
+    constexpr int kHalf = kRows / 2;
+    uint32_t half = Place(0);
+    Row next = load(half, 0);
 #pragma unroll 1
-    for (int first = 0; first < kRows; first += kRows / 2) {
+    for (int first = 0; first < kRows; first += kHalf) {
+      const uint32_t next_half = Place(kHalf);
 #pragma unroll
-      for (int n = 0; n < kRows / 2; ++n) {
+      for (int n = 0; n < kHalf; ++n) {
+        const Row row = next;
+        const uint32_t place = RowPlace(half, n);
         const int r = first + n;
-        const int next = n + 1 < kRows / 2 ? r + 1 : min(r + 1, kRows - 1);
-        const LaneGates g = next_g;
-        const Piece q = next_q, k = next_k;
-        next_g = gates(next);
-        next_q = PieceAt(keys.q, next);
-        next_k = PieceAt(keys.k, next);
-        AddGates(g, b);
+        next = n + 1 < kHalf ? load(RowPlace(half, n + 1), r + 1)
+                             : load(next_half, min(r + 1, kRows - 1));
+        AddGates(row.g, b);
         Gates x;
-        GateQuery(q, b, args_.scale, x);
-        store(x, /*is_query=*/true, r);
-        GateKey(k, b, shift, x);
-        store(x, /*is_query=*/false, r);
+        GateQuery(row.q, b, args_.scale, x);
+        store(x, /*is_query=*/true, place, r);
+        GateKey(row.k, b, shift, x);
+        store(x, /*is_query=*/false, place, r);
         // Of steep channels, where they may exceed, they are not used.
-        PieceAt(keys.b, r) = LogUnits<C::Scaling::kLogUnits, false>(b);
+        PieceOf(keys.b, place) = LogUnits<C::Scaling::kLogUnits, false>(b);
       }
+      half = next_half;
     }
     FenceAsyncProxy();
     if constexpr (!C::kRoomy) FenceAsyncProxyGlobal();
-    BarrierArrive(SharedAddress(&shared_.gated[stage]));
-    if (!kHasPart)
-      NamedBarrier(kBackwardGateBarrier, kThreads);  // totals: read
+    BarrierArriveWarp(SharedAddress(&shared_.gated[stage]), lane_);
+    LoadAhead(i + 1);
   }
 
   // Zeros in the rows past the sequence, whatever lies there: each lane in
@@ -176,18 +198,44 @@ class BackwardGates {
     for (int r = 0; r < kRows; ++r) AddGates(gates(r), own);
     SumRowGroups(own, b, all);
     if (lane_ < kLanes && part_ < kSlabWarps - 1) {
-      StoreSums(all, &shared_.totals[slab_][part_][Channel()]);
+      StoreSums(all, &shared_.totals[part_][Channel()]);
     }
     NamedBarrier(kBackwardGateBarrier, kThreads);
 #pragma unroll
     for (int w = 0; w < kSlabWarps - 1; ++w) {
       Gates total;
-      LoadSums(&shared_.totals[slab_][w][Channel()], total);
+      LoadSums(&shared_.totals[w][Channel()], total);
 #pragma unroll
       for (int c = 0; c < kChannels; ++c) {
         if (w < part_) b[c] += total[c];
       }
     }
+  }
+
+  // mid <S, D> of step i: a warp its channels.
+  __device__ void FormStateFlow(int i) {
+    BarrierWait(SharedAddress(&shared_.d_full), i & 1);
+    BarrierWait(SharedAddress(&shared_.state_full), i & 1);
+    const auto& d_state = shared_.StateGradient(i % 2, slab_);
+#pragma unroll
+    for (int n = 0; n < kWarpChannels / 16; ++n) {
+      const int channel = part_ * kWarpChannels + 16 * n;  // in its slab
+      ChannelProducts products = {};
+#pragma unroll
+      for (int s = 0; s < 2; ++s) {
+        AddSlabFlow(shared_.state[slab_][s], d_state[s],
+                    SlabOffset((lane_ & 7) + ((lane_ >> 4) << 3),
+                               channel / 8 + ((lane_ >> 3) & 1)),
+                    products);
+      }
+      const float flow = TakeDiagonal(products, lane_);
+      if (lane_ < 16) {
+        const int place = slab_ * 64 + channel + lane_;
+        const float all = shared_.decay[i % 2][place];
+        shared_.state_flow[place] = (IsSteepDecay(all) ? -all : 1) * flow;
+      }
+    }
+    BarrierArriveWarp(SharedAddress(&shared_.d_read), lane_);
   }
 
   // Without a branch, around which a row's instructions could not move.
@@ -215,11 +263,32 @@ class BackwardGates {
     if (lane_ == 0) shared_.any_steep[stage][slab_] = any;
   }
 
+  // As if it were read here. What rows' addresses follow from would else be
+  // kept in registers for each row, and those are full.
+  static __device__ void Hide(uint32_t& x) { asm volatile("" : "+r"(x)); }
+  static __device__ void Hide(__nv_bfloat16*& x) { asm volatile("" : "+l"(x)); }
+
+  // Where this lane's row r, 0 or 4 or 8, is in slabs, and row n of four or
+  // eight from there on.
+  __device__ uint32_t Place(int r) const {
+    uint32_t place =
+        slab_ * kSlabBytes + SlabElement(first_row_ + r, Channel());
+    Hide(place);
+    return place;
+  }
+  static __device__ uint32_t RowPlace(uint32_t place, int n) {
+    return (place ^ n << 4) + n * 128;
+  }
+  static __device__ Piece& PieceOf(uint8_t (&slabs)[C::kSlabs][kSlabBytes],
+                                   uint32_t place) {
+    return *reinterpret_cast<Piece*>(&slabs[0][0] + place);
+  }
+
   // This lane's channels in its row r.
   __device__ Piece& PieceAt(uint8_t (&slabs)[C::kSlabs][kSlabBytes],
                             int r) const {
-    return reinterpret_cast<Piece&>(
-        slabs[slab_][SlabElement(first_row_ + r, Channel())]);
+    return PieceOf(slabs,
+                   slab_ * kSlabBytes + SlabElement(first_row_ + r, Channel()));
   }
 
   const GradArgs& args_;

@@ -3,7 +3,6 @@
 #ifndef GLA_KERNELS_GLA_CHUNK_GLA_SM90_BACKWARD_MAIN_CUH_
 #define GLA_KERNELS_GLA_CHUNK_GLA_SM90_BACKWARD_MAIN_CUH_
 
-#include "kernels/gla/chunk_gla_sm90_backward_flow.cuh"
 #include "kernels/gla/chunk_gla_sm90_backward_shared.cuh"
 #include "kernels/gla/chunk_gla_sm90_backward_values.cuh"
 #include "kernels/gla/chunk_gla_sm90_grad_finish.cuh"
@@ -22,10 +21,6 @@ class BackwardMain : BackwardValues<C> {
         thread_{warp_, lane_, C::kSlabs == 2 ? 0 : 32 * group} {}
 
   __device__ void Run() {
-    if (IsLoader()) {
-      LoadRows(0);
-      LoadRows(1);
-    }
     Values::Tile::LoadState();
 #pragma unroll 1
     for (int i = 0; i < work_.chunks; ++i) Step(i);
@@ -35,46 +30,47 @@ class BackwardMain : BackwardValues<C> {
 
  private:
   using Values = BackwardValues<C>;
-  using typename Values::Keys, typename Values::Rows;
+  using typename Values::Keys, typename Values::Rows, typename Values::PackedD;
   using Values::args_, Values::work_, Values::group_, Values::warp_;
   using Values::IsStorer, Values::MaskRows, Values::PutValues;
   using Values::kRows, Values::kColumns;
   using Values::lane_, Values::fragment_, Values::state_;
   using Values::params_, Values::shared_;
-  using Values::ScaleByEdge, Values::ScaleByMid, Values::StoreD;
+  using Values::ScaleByEdge, Values::ScaleByMid, Values::StoreD, Values::PackD;
   using Values::StartScoreGradients, Values::StoreScoreGradients;
-  using Values::StartScores, Values::StoreScores;
+  using Values::StartScores, Values::StoreScores, Values::HasSteep;
   using Values::ValueProducts, Values::UpdateState, Values::StoreValues;
-  using State = typename BackwardShared<C>::State;
   using Gate = typename C::Gate;
 
   static constexpr int kSize = C::kTokens / 2;  // accumulators of dq~, of dk^
   using Accumulators = float[kSize];
   using Scaling = typename C::Scaling;
   using Finish = GradFinish<Gate, kSize, Scaling>;
-  static constexpr int kStateBytes = sizeof(State);
 
-  __device__ bool IsLoader() const { return group_ == 0 && IsStorer(); }
+  // By one thread for all main threads, which have met.
+  __device__ void Tell(uint64_t& barrier) {
+    if (group_ == 0 && IsStorer()) BarrierArrive(SharedAddress(&barrier));
+  }
 
   __device__ void Step(int i) {
     const int stage = i % 2, chunk = ChunkAt<C>(work_, i);
     Rows& v = RowsOfUse(2 * i);
     Rows& d_o = RowsOfUse(2 * i + 1);
     const int rows = work_.rows.length - chunk * kChunk;
-    TakeOperands(i, stage, rows, v, d_o);
+    float p[16] = {};  // scores = k^ q~^T
+    const bool any_steep = TakeOperands(i, stage, rows, v, d_o, p);
 
-    // dk^ = D v^T;  dA = d_o v^T;  scores = k^ q~^T
-    float p[16] = {}, d_a[16] = {};
+    // dk^ = D v^T;  dA = d_o v^T
+    float d_a[16] = {};
     Accumulators k = {};
     WgmmaFence();
-    StateProduct(shared_.d_state, v, k);
+    StateProduct(shared_.StateGradient(stage, slab_), v, k);
     StartScoreGradients(v, d_o, d_a);
     WgmmaCommit();
-    if constexpr (!C::kRoomy) WaitKeyRests(i);
-    WgmmaFence();
-    StartScores(stage, p);
-    WgmmaCommit();
     WgmmaWait<1>();
+    Touch(p);
+    StoreScores(stage, chunk, any_steep, p);
+    WgmmaWait<0>();
     Touch(d_a);
     Touch(k);
     const GradChunk grad_chunk = MakeGradChunk(stage, chunk, rows);
@@ -83,82 +79,73 @@ class BackwardMain : BackwardValues<C> {
     float flow[2];
     finish.KeyFlow(
         k, [](int, int) { return 1.0f; }, flow);
-    WgmmaWait<0>();
-    Touch(p);
-    const bool any_steep = StoreScores(stage, chunk, p);
-    if constexpr (C::kRoomy) StoreScoreGradients(stage, d_a);
+    if constexpr (C::kSlabs == 1) StoreKeyFlow(flow);
+    if constexpr (C::kRoomy) StoreScoreGradients(d_a);
     FenceAsyncProxy();
     NamedBarrier(kBackwardMainBarrier, C::kMainThreads);
-    // Scores are there, and v has been read.
-    if constexpr (C::kRoomy) {
-      if (IsLoader()) LoadRows(2 * i + 3);
-    } else {
-      StoreScoreGradients(stage, d_a);
-    }
+    // Scores are there; v and, by these warpgroups, D have been read.
+    Tell(shared_.d_read);
+    if constexpr (!C::kRoomy) StoreScoreGradients(d_a);
 
     uint32_t packed[4][4];
     FormValues(stage, any_steep, d_o, packed);
     BarrierWait(SharedAddress(&shared_.state_full), i & 1);
     Accumulators q = {};  // S d_o^T
     WgmmaFence();
-    StateProduct(shared_.state, d_o, q);
+    StateProduct(shared_.state[slab_], d_o, q);
     WgmmaCommit();
-    AddStateFlow(shared_.decay[stage], flow);
     if constexpr (!C::kRoomy) {
       FenceAsyncProxy();
       NamedBarrier(kBackwardMainBarrier, C::kMainThreads);
-      // dA is there, and D has been read.
-      if (IsLoader()) LoadQueryRests(i);
-      PutValues(ValuePlace(d_o), packed);
+      // dA is there, and scores have been read.
     }
 
-    FormGradients(i, chunk, rows, d_o, q, k);
-    AddNearProducts(grad_chunk, q, k);
+    FormGradients(i, chunk, rows, packed, grad_chunk, q, k);
     NamedBarrier(kBackwardMainBarrier, C::kMainThreads);
     // The operands, S, d_o and dA have been read.
-    if constexpr (C::kSlabs == 1) ReadStateFlow(i, flow);
+    if (!any_steep) Tell(shared_.operands_read);
     if constexpr (C::kRoomy) {
-      PutValues(ValuePlace(d_o), packed);
+      PutValues(ValuePlace(), packed);
       NamedBarrier(kBackwardGroupBarrier + group_, 128);
-    } else if (!any_steep) {
-      LoadNextRows(i);
     }
-    if (C::kRoomy || rows < kChunk) StoreValues(chunk, rows, ValuePlace(d_o));
+    if (C::kRoomy || rows < kChunk) StoreValues(chunk, rows, ValuePlace());
     FinishKeys(stage, finish, grad_chunk, any_steep, parts, q, k, flow);
     FenceAsyncProxy();
-    BarrierArrive(SharedAddress(&shared_.finished[stage]));
+    BarrierArriveWarp(SharedAddress(&shared_.finished[stage]), lane_);
     if (any_steep) {
       // What steep channels were formed from has been read.
       NamedBarrier(kBackwardMainBarrier, C::kMainThreads);
-      if (!C::kRoomy) LoadNextRows(i);
+      Tell(shared_.operands_read);
     }
   }
 
-  // Waits until all that scores and values are formed from is there, D too.
-  __device__ void TakeOperands(int i, int stage, int rows, Rows& v, Rows& d_o) {
+  // Starts scores; returns when all that values are formed from is there, D
+  // too.
+  __device__ bool TakeOperands(int i, int stage, int rows, Rows& v, Rows& d_o,
+                               float (&p)[16]) {
     BarrierWait(SharedAddress(&shared_.gated[stage]), Parity<2>(i));
-    ScaleByEdge(shared_.decay[stage]);
     if (IsStorer()) TensorStoreWaitRead();  // the last chunk's dv
-    if constexpr (!C::kRoomy) {             // Rests of q~ have been read too.
+    if constexpr (!C::kRoomy) {  // Its rests, where D will be, have been read.
       NamedBarrier(kBackwardGroupBarrier + group_, 128);
     }
-    StoreD();
+    const bool any_steep = HasSteep(stage);
+    ScaleByEdge(shared_.decay[stage], any_steep);
+    PackedD d;
+    PackD(d);
+    WgmmaFence();
+    StartScores(stage, p);
+    WgmmaCommit();
+    StoreD(stage, d);
     WaitRows(2 * i);
     WaitRows(2 * i + 1);
     if (rows < kChunk) {
       MaskRows(rows, v[group_]);
       MaskRows(rows, d_o[group_]);
-      if constexpr (!C::kRoomy) {
-        WaitKeyRests(i);
-        MaskRows(rows, shared_.KeyRest(stage, group_));
-      }
     }
     FenceAsyncProxy();
     NamedBarrier(kBackwardMainBarrier, C::kMainThreads);  // D is there.
-    if (IsLoader()) {
-      LoadState(i);
-      if (C::kRoomy) LoadRows(2 * i + 2);
-    }
+    Tell(shared_.d_full);
+    return any_steep;
   }
 
   // dv^T = D^T k^^T + d_o^T scores^T, packed;  dS^T = mid D^T + d_o^T q~.
@@ -189,50 +176,34 @@ class BackwardMain : BackwardValues<C> {
   }
 
   // dq~ += k^ dA^T;  dk^ += q~ dA. Meanwhile dv leaves, if not kRoomy.
-  __device__ void FormGradients(int i, int chunk, int rows, const Rows& d_o,
-                                Accumulators& q, Accumulators& k) {
+  __device__ void FormGradients(int i, int chunk, int rows,
+                                const uint32_t (&packed)[4][4],
+                                const GradChunk& grad_chunk, Accumulators& q,
+                                Accumulators& k) {
     WgmmaFence();
     KeyProducts(i % 2, q);
+    QueryProducts(i % 2, k);
     WgmmaCommit();
+    if constexpr (!C::kRoomy) PutValues(ValuePlace(), packed);
+    WaitFlow(i, rows);
     WgmmaFence();
-    QueryProducts(i, rows, k);
+    QueryRestProducts(i % 2, k);
     WgmmaCommit();
     if constexpr (!C::kRoomy) {  // A sequence's last chunk: in Step, by all.
       NamedBarrier(kBackwardGroupBarrier + group_, 128);
-      if (rows >= kChunk) StoreValues(chunk, rows, ValuePlace(d_o));
+      if (rows >= kChunk) StoreValues(chunk, rows, ValuePlace());
     }
+    NearOperands near;
+    LoadNear(grad_chunk, 0, near);
     WgmmaWait<0>();
     Touch(q);
     Touch(k);
+    AddNearProducts(grad_chunk, near, q, k);
   }
 
-  // --- Loads.
-
-  // The state before step i's chunk.
-  __device__ void LoadState(int i) {
-    const uint32_t full = SharedAddress(&shared_.state_full);
-    BarrierArriveExpect(full, kStateBytes);
-    const int64_t state =
-        (work_.chunk_slot + ChunkAt<C>(work_, i)) * args_.shape.H + work_.h;
-    TensorLoad(SharedAddress(shared_.state), &params_.states, 0,
-               state * (kStateBytes / 128), full);
-  }
+  // --- What is loaded.
 
   // Number `use` of the ring: v and d_o of one step after the other.
-  __device__ void LoadRows(int use) {
-    if (use / 2 >= work_.chunks) return;
-    const int slot = use % C::kRowSlots;
-    const uint32_t full = SharedAddress(&shared_.rows_full[slot]);
-    BarrierArriveExpect(full, sizeof(Rows));
-#pragma unroll
-    for (int group = 0; group < 2; ++group) {
-      TensorLoad(SharedAddress(shared_.rows[slot][group]),
-                 use % 2 == 0 ? &params_.v : &params_.d_o,
-                 work_.h * C::V + group * 64,
-                 work_.rows.first + ChunkAt<C>(work_, use / 2) * kChunk, full);
-    }
-  }
-
   __device__ Rows& RowsOfUse(int use) {
     return shared_.rows[use % C::kRowSlots];
   }
@@ -241,40 +212,20 @@ class BackwardMain : BackwardValues<C> {
                 Parity<C::kRowSlots>(use));
   }
 
-  // The rests of step i's q~, from where the gate warps have stored them.
-  __device__ void LoadQueryRests(int i) {
-    const uint32_t full = SharedAddress(&shared_.query_rests_full);
-    BarrierArriveExpect(full, C::kSlabs * kSlabBytes);
-#pragma unroll
-    for (int s = 0; s < C::kSlabs; ++s) {
-      TensorLoad(SharedAddress(shared_.QueryRest(0, s)), &params_.dq,
-                 work_.h * C::K + s * 64,
-                 work_.rows.first + ChunkAt<C>(work_, i) * kChunk, full);
-    }
-  }
-  // If not kRoomy: step i + 1's v and d_o, by one warp each, once dA and d_o
-  // have been read.
-  __device__ void LoadNextRows(int i) {
-    if (group_ == 1 && lane_ == 0 && (warp_ == 1 || warp_ == 2)) {
-      LoadRows(2 * i + 1 + warp_);
-    }
-  }
-
-  // Rests that come from global memory.
-  __device__ void WaitKeyRests(int i) {
-    BarrierWait(SharedAddress(&shared_.key_rests_full), i & 1);
-  }
-  __device__ void WaitQueryRests(int i, int rows) {
-    BarrierWait(SharedAddress(&shared_.query_rests_full), i & 1);
-    if (rows >= kChunk) return;
+  // Until <S, D> is there and, if not kRoomy, rests of q~ are: they are asked
+  // for when D has been read, so that waiting for them is enough.
+  __device__ void WaitFlow(int i, int rows) {
+    BarrierWait(
+        SharedAddress(C::kRoomy ? &shared_.d_read : &shared_.query_rests_full),
+        i & 1);
+    if (C::kRoomy || rows >= kChunk) return;
     MaskRows(rows, shared_.QueryRest(0, group_));
     NamedBarrier(kBackwardGroupBarrier + group_, 128);
   }
 
-  // Where dv is transposed.
-  __device__ uint32_t ValuePlace(const Rows& d_o) const {
-    return SharedAddress(C::kRoomy ? d_o[group_]
-                                   : shared_.d_state[C::kSlabs - 1][group_]);
+  // Where dv is transposed: scores have been read.
+  __device__ uint32_t ValuePlace() const {
+    return SharedAddress(shared_.scores[group_]);
   }
 
   // --- dq, dk, dg: this warpgroup's channels and tokens; rows are channels.
@@ -290,18 +241,18 @@ class BackwardMain : BackwardValues<C> {
             .q = keys.q[slab_],
             .k = keys.k[slab_],
             .b = keys.b[slab_],
-            .own_d_a = shared_.own_d_a[stage],
+            .own_d_a = shared_.own_d_a,
             .d_a_rest = shared_.ScoreGradients(1),
             .q_rest = shared_.QueryRest(stage, slab_),
             .k_rest = shared_.KeyRest(stage, slab_)};
   }
 
   // d = state rows^T, of all values.
-  __device__ void StateProduct(const State& state, const Rows& rows,
+  __device__ void StateProduct(const Rows& state, const Rows& rows,
                                Accumulators& d) {
 #pragma unroll
     for (int s = 0; s < 2; ++s) {
-      const uint64_t a = SlabDescriptor(SharedAddress(state[slab_][s]));
+      const uint64_t a = SlabDescriptor(SharedAddress(state[s]));
       const uint64_t b =
           SlabDescriptor(SharedAddress(rows[s]) + thread_.first_token * 128);
 #pragma unroll
@@ -321,14 +272,12 @@ class BackwardMain : BackwardValues<C> {
   }
 
   // k += q~ dA.
-  __device__ void QueryProducts(int i, int rows, Accumulators& k) {
-    const auto& q = shared_.keys[i % 2].q[slab_];
-    AddScoreProduct<kRows>(q, shared_.ScoreGradients(0), k);
-    if constexpr (!C::kRoomy) {
-      WaitQueryRests(i, rows);
-      WgmmaFence();
-    }
-    AddScoreProduct<kRows>(shared_.QueryRest(i % 2, slab_),
+  __device__ void QueryProducts(int stage, Accumulators& k) {
+    AddScoreProduct<kRows>(shared_.keys[stage].q[slab_],
+                           shared_.ScoreGradients(0), k);
+  }
+  __device__ void QueryRestProducts(int stage, Accumulators& k) {
+    AddScoreProduct<kRows>(shared_.QueryRest(stage, slab_),
                            shared_.ScoreGradients(0), k);
   }
 
@@ -351,59 +300,51 @@ class BackwardMain : BackwardValues<C> {
 
   // q += k^ dA^T and k += q~ dA with the rest of dA, which it has in blocks of
   // 16 x 16 on its diagonal: by each warp for its channels.
-  __device__ void AddNearProducts(const GradChunk& chunk, Accumulators& q,
-                                  Accumulators& k) {
+  struct NearOperands {
+    uint32_t k[4], q[4], queries[4], keys[4];  // dA's rest for q, for k
+  };
+  __device__ void LoadNear(const GradChunk& chunk, int n, NearOperands& x) {
     const int row = lane_ % 8, half = lane_ / 8 % 2, other = lane_ / 16;
-    const uint32_t rest = SharedAddress(chunk.d_a_rest);
+    const int block = thread_.first_token / 16 + n;
+    const auto at = [&](int token, int piece) {
+      return SharedAddress(chunk.d_a_rest) +
+             SlabOffset(16 * block + token, 2 * block + piece);
+    };
+    const uint32_t operand = fragment_ + 2048 * block;
+    LoadMatrixTransposed(SharedAddress(chunk.k) + operand, x.k);
+    LoadMatrix(at(row + 8 * other, half), x.queries);
+    LoadMatrixTransposed(SharedAddress(chunk.q) + operand, x.q);
+    LoadMatrixTransposed(at(row + 8 * half, other), x.keys);
+  }
+  // `x` are the first block's operands.
+  __device__ void AddNearProducts(const GradChunk& chunk, NearOperands& x,
+                                  Accumulators& q, Accumulators& k) {
 #pragma unroll
     for (int n = 0; n < C::kTokens / 16; ++n) {
-      const int block = thread_.first_token / 16 + n;
-      const auto at = [=](int token, int piece) {
-        return rest + SlabOffset(16 * block + token, 2 * block + piece);
-      };
-      const uint32_t operand = fragment_ + 2048 * block;
-      uint32_t a[4], b[4];
-      LoadMatrixTransposed(SharedAddress(chunk.k) + operand, a);
-      LoadMatrix(at(row + 8 * other, half), b);
-      Mma(a, b[0], b[1], &q[8 * n]);
-      Mma(a, b[2], b[3], &q[8 * n + 4]);
-      LoadMatrixTransposed(SharedAddress(chunk.q) + operand, a);
-      LoadMatrixTransposed(at(row + 8 * half, other), b);
-      Mma(a, b[0], b[1], &k[8 * n]);
-      Mma(a, b[2], b[3], &k[8 * n + 4]);
+      const NearOperands now = x;
+      if (n + 1 < C::kTokens / 16) LoadNear(chunk, n + 1, x);
+      Mma(now.k, now.queries[0], now.queries[1], &q[8 * n]);
+      Mma(now.k, now.queries[2], now.queries[3], &q[8 * n + 4]);
+      Mma(now.q, now.keys[0], now.keys[1], &k[8 * n]);
+      Mma(now.q, now.keys[2], now.keys[3], &k[8 * n + 4]);
     }
   }
 
-  // Adds mid <S, D> to the flow out of the chunk.
-  __device__ void AddStateFlow(const float (&decay)[C::K], float (&flow)[2]) {
-    ChannelProducts products = {};
-    float state_flow[2];
-    constexpr int kValueSlabs = C::kSlabs;  // of a warpgroup
-#pragma unroll
-    for (int i = 0; i < kValueSlabs; ++i) {
-      const int s = C::kSlabs == 2 ? i : group_;
-      AddSlabFlow(shared_.state[slab_][s], shared_.d_state[slab_][s], fragment_,
-                  products);
-    }
-    TakeDiagonals(products, thread_, state_flow);
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const float all = decay[slab_ * 64 + thread_.Channel(i)];
-      flow[i] += (IsSteepDecay(all) ? -all : 1) * state_flow[i];
-      if (C::kSlabs == 1 && lane_ % 4 == 0) {
-        shared_.flow[group_][thread_.Channel(i)] = flow[i];
-      }
-    }
-    if (C::kSlabs == 1) BarrierArrive(SharedAddress(&shared_.flow_full));
+  // Where the main warpgroups share the tokens: what the keys of the first
+  // one's add to the flow out of the chunk, for the second.
+  __device__ void StoreKeyFlow(const float (&flow)[2]) {
+    if (group_ > 0 || lane_ % 4 > 0) return;
+    shared_.flow[0][thread_.Channel(0)] = flow[0];
+    shared_.flow[0][thread_.Channel(1)] = flow[1];
   }
 
-  // What both warpgroups have added in a step, where they share the tokens.
-  __device__ void ReadStateFlow(int step, float (&flow)[2]) const {
-    BarrierWait(SharedAddress(&shared_.flow_full), step & 1);
+  // Adds what the gate warps and, there, the other main warpgroup have formed.
+  __device__ void AddFlow(float (&flow)[2]) const {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const int channel = thread_.Channel(i);
-      flow[i] = shared_.flow[0][channel] + shared_.flow[1][channel];
+      if (C::kSlabs == 1) flow[i] += shared_.flow[0][channel];
+      flow[i] += shared_.state_flow[slab_ * 64 + channel];
     }
   }
 
@@ -416,27 +357,30 @@ class BackwardMain : BackwardValues<C> {
         return IsSteepDecay(shared_.decay[stage][slab_ * 64 + channel]);
       };
       parts = {{is_steep(thread_.Channel(0)), is_steep(thread_.Channel(1))}};
+      if (IsStorer()) TensorStoreWaitRead();  // dv, where the channels will be
+      NamedBarrier(kBackwardGroupBarrier + group_, 128);
       GradSteep<Gate, kSize, Scaling>(params_.grad, chunk, thread_, parts,
                                       shared_.SteepOfGradients(group_))
           .Add(shared_.group_meeting[group_], is_steep, q, k);
     }
     finish.StoreKeys(any_steep, q, k);
-    if (!C::kRoomy) BarrierArrive(SharedAddress(&shared_.rests_read));
     if constexpr (C::kSlabs == 1) {
       if (group_ == 1) {
+        AddFlow(flow);
         finish.SumTerms(q, flow);
         if (lane_ % 4 == 0) {
-          shared_.flow[2][thread_.Channel(0)] = flow[0];
-          shared_.flow[2][thread_.Channel(1)] = flow[1];
+          shared_.flow[1][thread_.Channel(0)] = flow[0];
+          shared_.flow[1][thread_.Channel(1)] = flow[1];
         }
         NamedBarrierArrive(kBackwardFlowBarrier, C::kMainThreads);
       } else {
         NamedBarrier(kBackwardFlowBarrier, C::kMainThreads);
-        flow[0] = shared_.flow[2][thread_.Channel(0)];
-        flow[1] = shared_.flow[2][thread_.Channel(1)];
+        flow[0] = shared_.flow[1][thread_.Channel(0)];
+        flow[1] = shared_.flow[1][thread_.Channel(1)];
         finish.SumTerms(q, flow);
       }
     } else {
+      AddFlow(flow);
       finish.SumTerms(q, flow);
     }
     finish.StoreGates(any_steep, q);

@@ -17,9 +17,10 @@ struct BackwardConfig {
   static constexpr bool kOutput = true;
   using Gate = GateT;
   static constexpr int kSlabs = K / 64;
-  // Whether shared memory has room for rests of q~ and k^ in two buffers. Else
-  // rests go to the places of dq and dk in global memory, which are still free,
-  // and come back when there is room; and dA takes the place of v.
+  // Whether shared memory has room for all rests, dA and a third buffer of v
+  // and d_o. Else rests of q~ go to the place of dq in global memory, which is
+  // still free, and come back when D has been read; rests of k^ take turns with
+  // half of D, and dA takes the place of v.
   static constexpr bool kRoomy = kSlabs == 1;
   using Scaling = UnscaledParts;
   static constexpr int kRowSlots = kRoomy ? 3 : 2;
@@ -63,50 +64,56 @@ struct BackwardShared {
   // Rows are values, columns channels; [channels / 64][values / 64].
   using State = uint8_t[C::kSlabs][2][kSlabBytes];
   Keys keys[2];
-  // v of a chunk, d_o of it, v of the next, ...: a ring. If kRoomy, dv is
-  // transposed in the place of d_o.
+  // v of a chunk, d_o of it, v of the next, ...: a ring.
   uint8_t rows[C::kRowSlots][2][kSlabBytes];
   State state;  // S before the chunk
-  // D. If not kRoomy, then each main warpgroup's rests of q~, in [0], and its
-  // dv, in [1].
-  State d_state;
-  // Scores (rows are keys, columns queries) and their rest; if kRoomy, dA (rows
-  // are queries, columns keys) and its rest behind. Steep channels where scores
-  // are not yet or no longer.
+  // D of the first 64 channels; if not kRoomy, then rests of q~.
+  uint8_t d_state[2][kSlabBytes];
+  // Scores (rows are keys, columns queries) and their rest, then dv; if kRoomy,
+  // dA (rows are queries, columns keys) and its rest behind. Steep channels
+  // before the scores and after dv.
   uint8_t scores[C::kRoomy ? 4 : 2][kSlabBytes];
-  std::conditional_t<C::kRoomy, BothRests, KeyRests> rests[C::kRoomy ? 2 : 1];
+  // If not kRoomy, the next chunk's are where D of the other channels was.
+  std::conditional_t<C::kRoomy, BothRests, KeyRests> rests[2];
   // dA's diagonal, which its slab has not: what a token's query and key add for
   // each other must not be in the terms of dg, where it cancels, but not
   // exactly.
-  float own_d_a[2][kChunk];
+  float own_d_a[kChunk];
   float own_scores[2][kChunk];  // of a token with itself
   // e^B of a chunk's channels, with the sign bit set if they are steep.
   float decay[2][C::K];
-  // Gates that each warp but a slab's last has added up, if they are not known.
+  // With 64 channels, gates that each warp but the last has added up.
   static constexpr int kSlabWarps = C::kGateWarps / C::kSlabs;
-  float totals[C::kSlabs][kSlabWarps - 1][64];
-  // Where main warpgroups share the tokens: each one's part of the flow out of
-  // the chunk, and the flow out of the first one's tokens.
-  float flow[C::kSlabs == 1 ? 3 : 1][64];
+  float totals[C::kRoomy ? kSlabWarps - 1 : 1][C::kRoomy ? 64 : 1];
+  // mid <S, D>.
+  float state_flow[C::K];
+  // Where main warpgroups share the tokens: what the first one's keys add to
+  // the flow out of the chunk, and the flow out of its tokens.
+  float flow[C::kSlabs == 1 ? 2 : 1][C::kSlabs == 1 ? 64 : 1];
   int32_t any_steep[2][C::kSlabs];
   uint64_t raw_full[2], gated[2], finished[2];
-  uint64_t rows_full[C::kRowSlots], state_full, flow_full;
-  uint64_t key_rests_full, query_rests_full, rests_read;
+  uint64_t rows_full[C::kRowSlots], state_full, d_full;
+  uint64_t d_read, operands_read, query_rests_full;
   SteepMeetings meetings;
   uint64_t group_meeting[2];  // of a main warpgroup, for its steep channels
   ScanWork work;  // to be read where it is needed: registers are full
 
   using Slab = uint8_t[kSlabBytes];
   // Of what keys[stage] has.
-  __device__ Slab& KeyRest(int stage, int slab) {
-    return rests[C::kRoomy ? stage : 0].k[slab];
-  }
+  __device__ Slab& KeyRest(int stage, int slab) { return rests[stage].k[slab]; }
   __device__ Slab& QueryRest(int stage, int slab) {
     if constexpr (C::kRoomy) {
       return rests[stage].q[slab];
     } else {
-      return d_state[0][slab];
+      return d_state[slab];
     }
+  }
+  // D of 64 channels, for the chunk that keys[stage] has; a slab for 64 values.
+  __device__ auto& StateGradient(int stage, int slab) {
+    if constexpr (!C::kRoomy) {
+      if (slab == 1) return rests[1 - stage].k;
+    }
+    return d_state;
   }
   // dA, or its rest.
   __device__ Slab& ScoreGradients(int part) {
@@ -117,7 +124,7 @@ struct BackwardShared {
     static_assert(sizeof(SteepChannels) <= kSlabBytes);
     return *reinterpret_cast<SteepChannels*>(scores[0]);
   }
-  // The same for gradients, of a main warpgroup: scores are no longer there.
+  // The same for gradients, of a main warpgroup, when its dv has left.
   __device__ SteepChannels& SteepOfGradients(int group) {
     return *reinterpret_cast<SteepChannels*>(scores[group]);
   }
@@ -128,6 +135,12 @@ inline constexpr int kBackwardGateBarrier = 1;
 inline constexpr int kBackwardMainBarrier = 4;   // both main warpgroups
 inline constexpr int kBackwardFlowBarrier = 6;   // one main to the other
 inline constexpr int kBackwardGroupBarrier = 7;  // and 8: one a warpgroup
+
+// One arrival for a warp, of what all of its threads have done.
+__device__ inline void BarrierArriveWarp(uint32_t barrier, int lane) {
+  __syncwarp();
+  if (lane == 0) BarrierArrive(barrier);
+}
 
 __device__ inline bool IsSteepDecay(float decay) {
   return __float_as_uint(decay) >> 31;

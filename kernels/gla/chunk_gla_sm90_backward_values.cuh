@@ -44,9 +44,9 @@ class BackwardValues : protected StateTile<C> {
   // --- Scores and dA: this warpgroup's 32 columns of both.
 
   // Scores, masked, to shared memory, steep channels' terms and own scores with
-  // them. Returns whether any channel is steep.
-  __device__ bool StoreScores(int stage, int chunk, float (&p)[16]) {
-    const bool any_steep = HasSteep(stage);
+  // them.
+  __device__ void StoreScores(int stage, int chunk, bool any_steep,
+                              float (&p)[16]) {
     if (any_steep) {
       const auto is_steep = [this, stage](int channel) {
         return IsSteepDecay(shared_.decay[stage][channel]);
@@ -59,7 +59,6 @@ class BackwardValues : protected StateTile<C> {
     });
     Tile::StoreScores(
         shared_.scores[0], IsCausal<C>, [](int) { return true; }, p);
-    return any_steep;
   }
 
   // p = k^ q~^T. Of rests those of k^ are enough: own scores are apart.
@@ -81,9 +80,9 @@ class BackwardValues : protected StateTile<C> {
 
   // dA, masked, to shared memory, its diagonal apart; its rest where query and
   // key are of the same 16 tokens.
-  __device__ void StoreScoreGradients(int stage, float (&d_a)[16]) {
-    Tile::ForOwnScores(d_a, [this, stage](int i, float& own) {
-      shared_.own_d_a[stage][Tile::Row() + 8 * i] = own;
+  __device__ void StoreScoreGradients(float (&d_a)[16]) {
+    Tile::ForOwnScores(d_a, [this](int i, float& own) {
+      shared_.own_d_a[Tile::Row() + 8 * i] = own;
     });
     const auto has_key = [](int query, int key) { return key < query; };
     const auto has_rest = [this](int j) {
@@ -114,7 +113,7 @@ class BackwardValues : protected StateTile<C> {
 
   // --- The state.
 
-  // fn(e^B, whether steep) gives a channel's factor.
+  // fn(e^B, negative if steep, and whether it is) gives a channel's factor.
   template <typename Fn>
   __device__ void Scale(const float (&decay)[C::K], Fn fn) {
 #pragma unroll
@@ -123,31 +122,45 @@ class BackwardValues : protected StateTile<C> {
       for (int j = 0; j < 8; ++j) {
         const float2 pair = *reinterpret_cast<const float2*>(
             &decay[64 * s + 8 * j + lane_ % 4 * 2]);
-        const float factor[2] = {fn(fabsf(pair.x), IsSteepDecay(pair.x)),
-                                 fn(fabsf(pair.y), IsSteepDecay(pair.y))};
+        const float factor[2] = {fn(pair.x, IsSteepDecay(pair.x)),
+                                 fn(pair.y, IsSteepDecay(pair.y))};
 #pragma unroll
         for (int e = 0; e < 4; ++e) state_[s][4 * j + e] *= factor[e % 2];
       }
     }
   }
-  __device__ void ScaleByEdge(const float (&decay)[C::K]) {
-    Scale(decay, [](float all, bool steep) { return steep ? 1 : all; });
+  __device__ void ScaleByEdge(const float (&decay)[C::K], bool any_steep) {
+    if (any_steep) {
+      Scale(decay, [](float all, bool steep) { return steep ? 1 : all; });
+    } else {
+      Scale(decay, [](float all, bool) { return all; });
+    }
   }
   __device__ void ScaleByMid(const float (&decay)[C::K]) {
-    Scale(decay, [](float all, bool steep) { return steep ? all : 1; });
+    Scale(decay, [](float all, bool steep) { return steep ? -all : 1; });
   }
 
-  // The state, rounded, to shared memory.
-  __device__ void StoreD() {
+  // D: the state, rounded, as A operands.
+  using PackedD = uint32_t[C::kSlabs][4][4];
+  __device__ void PackD(PackedD& d) {
+#pragma unroll
+    for (int s = 0; s < C::kSlabs; ++s) {
+#pragma unroll
+      for (int step = 0; step < 4; ++step) {
+        PackOperand(state_[s], step, d[s][step]);
+      }
+    }
+  }
+  // And to shared memory.
+  __device__ void StoreD(int stage, const PackedD& d) {
     const int row = warp_ * 16 + lane_ % 16, half = lane_ / 16;
 #pragma unroll
     for (int s = 0; s < C::kSlabs; ++s) {
-      const uint32_t slab = SharedAddress(shared_.d_state[s][group_]);
+      const uint32_t slab =
+          SharedAddress(shared_.StateGradient(stage, s)[group_]);
 #pragma unroll
       for (int step = 0; step < 4; ++step) {
-        uint32_t a[4];
-        PackOperand(state_[s], step, a);
-        StoreMatrix(slab + SlabOffset(row, 2 * step + half), a);
+        StoreMatrix(slab + SlabOffset(row, 2 * step + half), d[s][step]);
       }
     }
   }
