@@ -984,6 +984,9 @@ def main():
     if options.fla:
         sys.path.insert(0, options.fla)
     names = options.only.split(",") if options.only else list(GROUPS)
+    unknown = [name for name in names if name not in GROUPS]
+    if unknown:
+        sys.exit(f"no group {', '.join(unknown)}: --list prints them")
     if options.quick and not options.only:
         names = [name for name in names if not name.startswith(("fla_", "beside_fla"))]
     counts = dict.fromkeys(("PASS", "FAIL", "SKIP"), 0)
@@ -995,6 +998,9 @@ def main():
                 outcome, text = run_case(case)
                 counts[outcome] += 1
                 print(f"{outcome} {group_name}: {name}: {text}", flush=True)
+    if not any(counts.values()):
+        sys.exit(f"no case is selected by --only={options.only} --heads={options.heads}"
+                 f"{' --quick' if options.quick else ''}")
     print("{PASS} passed, {FAIL} failed, {SKIP} skipped".format(**counts))
     sys.exit(counts["FAIL"] > 0)
 
