@@ -86,6 +86,7 @@ class BackwardGates {
   }
   __device__ int Token() const { return warp_ * 32 + lane_; }
 
+  // The operands of step i's chunk, with rests and decays.
   __device__ void Gate(int i) {
     const int stage = i % 2;
     auto& keys = shared_.keys[stage];
@@ -95,31 +96,38 @@ class BackwardGates {
     if (!C::kRoomy && i > 0) {  // Where its rests go, D was.
       BarrierWait(SharedAddress(&shared_.d_read), (i - 1) & 1);
     }
-    const auto gates = [&](int r) -> LaneGates {
-      if constexpr (kGatesInSlab) {
-        return {PieceAt(keys.b, r)};
-      } else {
-        const int row = first_row_ + r;
-        if (row >= rows) return {};
-        return *reinterpret_cast<const LaneGates*>(
-            static_cast<const float*>(args_.g) +
-            (FirstRow(i) + row) * (args_.shape.H * C::K) + Column(slab_) +
-            Channel());
-      }
-    };
-    const auto load = [&](uint32_t place, int r) -> Row {
-      Row row = {.q = PieceOf(keys.q, place), .k = PieceOf(keys.k, place)};
-      if constexpr (kGatesInSlab) {
-        row.g = {PieceOf(keys.b, place)};
-      } else {
-        row.g = gates(r);
-      }
-      return row;
-    };
-    // A row of an operand and of its rest.
     const int64_t stride = args_.shape.H * C::K;
-    __nv_bfloat16* query_rest = args_.dq + (FirstRow(i) + first_row_) * stride +
-                                Column(slab_) + Channel();
+    __nv_bfloat16* const query_rest = args_.dq +
+                                      (FirstRow(i) + first_row_) * stride +
+                                      Column(slab_) + Channel();
+    Gates b;
+    if constexpr (kHasPart) {
+#pragma unroll
+      for (int c = 0; c < kChannels; ++c) b[c] = before_[c];
+    } else {
+      SumGatesBefore([&](int r) { return LoadGates(i, rows, PlaceOf(r), r); },
+                     b);
+    }
+    Gates shift;
+#pragma unroll
+    for (int c = 0; c < kChannels; ++c) shift[c] = KeyShift(log_decay_[c]);
+    if (first_row_ == 0) StoreDecay(stage);
+    if (Token() < kChunk) shared_.own_scores[stage][Token()] = own_score_;
+    GateRows(i, rows, shift, query_rest, stride, b);
+    FenceAsyncProxy();
+    if constexpr (!C::kRoomy) FenceAsyncProxyGlobal();
+    BarrierArriveWarp(SharedAddress(&shared_.gated[stage]), lane_);
+    LoadAhead(i + 1);
+  }
+
+  // This lane's rows; `b` is the cumulative gate before them. If not kRoomy,
+  // the rest of the first one's q~ goes to `query_rest`, others' `stride` on.
+  __device__ void GateRows(int i, int rows, const Gates& shift,
+                           __nv_bfloat16* query_rest, int64_t stride,
+                           Gates& b) {
+    const int stage = i % 2;
+    auto& keys = shared_.keys[stage];
+    // A row of an operand and of its rest.
     const auto store = [&](const Gates& x, bool is_query, uint32_t place,
                            int r) {
       const Piece rounded = Round(x);
@@ -135,23 +143,11 @@ class BackwardGates {
         Hide(query_rest);
       }
     };
-    Gates b;
-    if constexpr (kHasPart) {
-#pragma unroll
-      for (int c = 0; c < kChannels; ++c) b[c] = before_[c];
-    } else {
-      SumGatesBefore(gates, b);
-    }
-    Gates shift;
-#pragma unroll
-    for (int c = 0; c < kChannels; ++c) shift[c] = KeyShift(log_decay_[c]);
-    if (first_row_ == 0) StoreDecay(stage);
-    if (Token() < kChunk) shared_.own_scores[stage][Token()] = own_score_;
     // In halves, by one copy of the code. A row is loaded before the one before
     // it is stored.
     constexpr int kHalf = kRows / 2;
     uint32_t half = Place(0);
-    Row next = load(half, 0);
+    Row next = LoadRow(i, rows, half, 0);
 #pragma unroll 1
     for (int first = 0; first < kRows; first += kHalf) {
       const uint32_t next_half = Place(kHalf);
@@ -160,8 +156,9 @@ class BackwardGates {
         const Row row = next;
         const uint32_t place = RowPlace(half, n);
         const int r = first + n;
-        next = n + 1 < kHalf ? load(RowPlace(half, n + 1), r + 1)
-                             : load(next_half, min(r + 1, kRows - 1));
+        next = n + 1 < kHalf
+                   ? LoadRow(i, rows, RowPlace(half, n + 1), r + 1)
+                   : LoadRow(i, rows, next_half, min(r + 1, kRows - 1));
         AddGates(row.g, b);
         Gates x;
         GateQuery(row.q, b, args_.scale, x);
@@ -173,10 +170,27 @@ class BackwardGates {
       }
       half = next_half;
     }
-    FenceAsyncProxy();
-    if constexpr (!C::kRoomy) FenceAsyncProxyGlobal();
-    BarrierArriveWarp(SharedAddress(&shared_.gated[stage]), lane_);
-    LoadAhead(i + 1);
+  }
+
+  // Row r of this lane's, which is at `place`, before it is gated.
+  __device__ Row LoadRow(int i, int rows, uint32_t place, int r) {
+    auto& keys = shared_.keys[i % 2];
+    Row row = {.q = PieceOf(keys.q, place), .k = PieceOf(keys.k, place)};
+    row.g = LoadGates(i, rows, place, r);
+    return row;
+  }
+  // Its gates: those of 32 bits are not in shared memory.
+  __device__ LaneGates LoadGates(int i, int rows, uint32_t place, int r) {
+    if constexpr (kGatesInSlab) {
+      return {PieceOf(shared_.keys[i % 2].b, place)};
+    } else {
+      const int row = first_row_ + r;
+      if (row >= rows) return {};
+      return *reinterpret_cast<const LaneGates*>(
+          static_cast<const float*>(args_.g) +
+          (FirstRow(i) + row) * (args_.shape.H * C::K) + Column(slab_) +
+          Channel());
+    }
   }
 
   // Zeros in the rows past the sequence, whatever lies there: each lane in
@@ -184,9 +198,9 @@ class BackwardGates {
   __device__ void MaskRows(typename BackwardShared<C>::Keys& keys, int rows) {
 #pragma unroll 1
     for (int r = max(0, rows - first_row_); r < kRows; ++r) {
-      PieceAt(keys.q, r) = {};
-      PieceAt(keys.k, r) = {};
-      if (kGatesInSlab) PieceAt(keys.b, r) = {};
+      PieceOf(keys.q, PlaceOf(r)) = {};
+      PieceOf(keys.k, PlaceOf(r)) = {};
+      if (kGatesInSlab) PieceOf(keys.b, PlaceOf(r)) = {};
     }
   }
 
@@ -268,11 +282,14 @@ class BackwardGates {
   static __device__ void Hide(uint32_t& x) { asm volatile("" : "+r"(x)); }
   static __device__ void Hide(__nv_bfloat16*& x) { asm volatile("" : "+l"(x)); }
 
-  // Where this lane's row r, 0 or 4 or 8, is in slabs, and row n of four or
-  // eight from there on.
+  // Where this lane's row r is in slabs.
+  __device__ uint32_t PlaceOf(int r) const {
+    return slab_ * kSlabBytes + SlabElement(first_row_ + r, Channel());
+  }
+  // The same, hidden, of row 0 or 4 or 8, and row n of four or eight from there
+  // on.
   __device__ uint32_t Place(int r) const {
-    uint32_t place =
-        slab_ * kSlabBytes + SlabElement(first_row_ + r, Channel());
+    uint32_t place = PlaceOf(r);
     Hide(place);
     return place;
   }
@@ -282,13 +299,6 @@ class BackwardGates {
   static __device__ Piece& PieceOf(uint8_t (&slabs)[C::kSlabs][kSlabBytes],
                                    uint32_t place) {
     return *reinterpret_cast<Piece*>(&slabs[0][0] + place);
-  }
-
-  // This lane's channels in its row r.
-  __device__ Piece& PieceAt(uint8_t (&slabs)[C::kSlabs][kSlabBytes],
-                            int r) const {
-    return PieceOf(slabs,
-                   slab_ * kSlabBytes + SlabElement(first_row_ + r, Channel()));
   }
 
   const GradArgs& args_;

@@ -119,8 +119,8 @@ class BackwardMain : BackwardValues<C> {
     }
   }
 
-  // Starts scores; returns when all that values are formed from is there, D
-  // too.
+  // Starts scores, and waits until all that values are formed from is there, D
+  // too. Returns whether any channel is steep.
   __device__ bool TakeOperands(int i, int stage, int rows, Rows& v, Rows& d_o,
                                float (&p)[16]) {
     BarrierWait(SharedAddress(&shared_.gated[stage]), Parity<2>(i));
