@@ -137,6 +137,16 @@ __device__ inline void BulkLoadMulticast(uint32_t to, const void* from,
       : "memory");
 }
 
+// The same to this block alone.
+__device__ inline void BulkLoad(uint32_t to, const void* from, uint32_t bytes,
+                                uint32_t barrier) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes "
+      "[%0], [%1], %2, [%3];" ::"r"(to),
+      "l"(from), "r"(bytes), "r"(barrier)
+      : "memory");
+}
+
 // Starts a copy of `bytes` (a multiple of 16) to global memory, in the group of
 // this thread's stores that TensorStoreCommit closes.
 __device__ inline void BulkStore(void* to, uint32_t from, uint32_t bytes) {

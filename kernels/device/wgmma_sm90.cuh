@@ -229,6 +229,16 @@ __device__ inline void PackOperand(const float (&d)[32], int step,
   }
 }
 
+// What rounding left out of that, itself rounded.
+__device__ inline void PackRest(const float (&d)[32], int step,
+                                const uint32_t (&a)[4], uint32_t (&rest)[4]) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    rest[i] = PackBf16(d[8 * step + 2 * i] - LowFloat(a[i]),
+                       d[8 * step + 2 * i + 1] - HighFloat(a[i]));
+  }
+}
+
 // Reads four 8 x 8 matrices, transposed; lanes 8 m .. 8 m + 7 give the
 // addresses of matrix m's rows.
 __device__ inline void LoadMatrixTransposed(uint32_t row, uint32_t (&a)[4]) {

@@ -85,6 +85,7 @@ struct Saved {
   void* operands;
   float* log_decays;
   float* own_scores;
+  ChunkScores* scores;
   int64_t bytes;
 };
 
@@ -97,6 +98,8 @@ Saved LayOutSaved(const ChunkGlaShape& s, const void* base) {
       layout.Take<float>(ChunkSlots(s) * s.H * s.K * kChunkParts);
   saved.own_scores = layout.Take<float>(
       HasScanBackward(s.V) ? ChunkSlots(s) * s.H * kChunk : 0);
+  saved.scores = layout.Take<ChunkScores>(
+      HasOperands(s.K) || HasScanBackward(s.V) ? 0 : ChunkSlots(s) * s.H);
   saved.bytes = layout.bytes();
   return saved;
 }
@@ -119,6 +122,7 @@ cudaError_t TunedFwd(const ChunkGlaFwdCudaArgs& args, cudaStream_t stream) {
   scan.states = saved.states;
   scan.log_decays = saved.log_decays;
   scan.own_scores = saved.own_scores;
+  scan.scores = saved.scores;
   if (OperandBytes(args.shape) > 0) {
     void* const operands =
         saved.operands != nullptr ? saved.operands : w.operands;
@@ -147,7 +151,8 @@ cudaError_t TunedBwd(const ChunkGlaBwdCudaArgs& args, cudaStream_t stream) {
   w.scan.k = static_cast<const __nv_bfloat16*>(args.k);
   w.scan.g = args.g;
   w.scan.operands = saved.operands;
-  w.scan.log_decays = nullptr;
+  w.scan.log_decays = saved.log_decays;
+  w.scan.scores = saved.scores;
   w.scan.x = static_cast<const __nv_bfloat16*>(args.d_o);
   w.scan.y = static_cast<__nv_bfloat16*>(args.dv);
   w.scan.cu_seqlens = args.cu_seqlens;

@@ -107,6 +107,11 @@ __device__ inline T* OwnScores(T* own_scores, const ChunkGlaShape& shape,
   return own_scores + (chunk_slot * shape.H + h) * kChunk;
 }
 
+// Where the parts of a chunk's are (ScanArgs::scores).
+__device__ inline auto Scores(const ScanArgs& args, int64_t chunk_slot, int h) {
+  return args.scores[chunk_slot * args.shape.H + h];
+}
+
 // A row of a 64-column accumulator, rounded, to a slab in global memory: a
 // thread's word m is columns 8 (first + m) + 2 (lane % 4) + {0, 1}.
 __device__ inline void StoreRowWords(uint8_t* slab, int row, int first,

@@ -51,6 +51,9 @@ inline int64_t StateSlots(const ChunkGlaShape& shape) {
 inline constexpr int kPartTokens = 16;
 inline constexpr int kChunkParts = kChunk / kPartTokens;
 
+// Slabs as they lie in shared memory (wgmma_sm90.cuh).
+using ChunkScores = uint8_t[2][kChunk * kChunk * 2];
+
 // What the passes below need of every chunk: gated operands and scores,
 // [ChunkSlots][H] of ChunkOperands (chunk_gla_sm90.cuh). For K = 256.
 struct OperandArgs {
@@ -96,13 +99,18 @@ struct ScanArgs {
   // the last of them unless HasOperands: as that chunk's dv is formed from it.
   __nv_bfloat16* states;
   // The gates of every chunk added up to the end of each of its parts, in
-  // powers of two, [ChunkSlots][H][K / 64][kChunkParts][64]; null: not wanted.
-  // Written by the forward pass where it gates, with y.
+  // powers of two, [ChunkSlots][H][K / 64][kChunkParts][64]; forward null: not
+  // wanted. Where the passes gate the forward one writes them, with y, and the
+  // reverse one starts from them.
   float* log_decays;
   // q k^T of each token with itself, times scale, [ChunkSlots][H][kChunk];
   // null: not wanted. Written by the forward pass where it forms scores, with
   // y.
   float* own_scores;
+  // Masked scores in two bf16 parts, [ChunkSlots][H] times two slabs whose rows
+  // are queries; forward null: not wanted. As log_decays, but only where not
+  // HasScanBackward.
+  ChunkScores* scores;
   // Whether the kernel before in the stream is one of this call, whose first
   // has waited for all before: the pass may get ready while that kernel ends
   // (dependent_launch_sm90.cuh).

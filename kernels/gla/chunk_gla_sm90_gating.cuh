@@ -122,22 +122,31 @@ __device__ inline void SumSlab(const float (&own)[kChannels],
                                int barrier, int threads,
                                float (&before)[kChannels],
                                float (&all)[kChannels]) {
-  constexpr int kLanes = 64 / kChannels;
+  constexpr int kLanes = 64 / kChannels, kGroups = 32 / kLanes;
+  static_assert(kGroups == 2 && kWarps % 2 == 0);
   const int lane = threadIdx.x % 32, channel = lane % kLanes * kChannels;
   SumRowGroups(own, before, all);
   if (lane < kLanes) StoreSums(all, &totals[part][channel]);
   NamedBarrier(barrier, threads);
+  // Half of the warps' totals each group of lanes.
+  float earlier[kChannels] = {};
 #pragma unroll
   for (int c = 0; c < kChannels; ++c) all[c] = 0;
+  const int first = lane / kLanes * (kWarps / 2);
 #pragma unroll
-  for (int w = 0; w < kWarps; ++w) {
+  for (int w = 0; w < kWarps / 2; ++w) {
     float total[kChannels];
-    LoadSums(&totals[w][channel], total);
+    LoadSums(&totals[first + w][channel], total);
 #pragma unroll
     for (int c = 0; c < kChannels; ++c) {
-      if (w < part) before[c] += total[c];
+      if (first + w < part) earlier[c] += total[c];
       all[c] += total[c];
     }
+  }
+#pragma unroll
+  for (int c = 0; c < kChannels; ++c) {
+    before[c] += earlier[c] + __shfl_xor_sync(0xffffffff, earlier[c], kLanes);
+    all[c] += __shfl_xor_sync(0xffffffff, all[c], kLanes);
   }
 }
 

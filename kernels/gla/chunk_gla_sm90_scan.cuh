@@ -6,11 +6,13 @@
 //
 //   warpgroups 0, 1 (state)  64 values each. State transposed: accumulator rows
 //       are values, columns channels, so that rounded to bf16 it is the A
-//       operand of the output product as it lies. Each forms half of the
-//       chunk's masked scores.
+//       operand of the output product as it lies. Forward, each forms half of
+//       the chunk's masked scores.
 //   warpgroups 2, 3 (gates)  load x; load q, k, g of the block's share of the
 //       channels, gate them, and copy the gated slabs to the other block of the
-//       cluster.
+//       cluster. Forward, they add up the gates before.
+// What gates add up to and, with 256 values, scores are stored for the reverse
+// pass, which starts from them.
 // With 256 channels there is no room for that. Operands, with k' for k^, and
 // scores come from chunk_gla_sm90_operands.cuh, and instead of the gates there
 // is
@@ -27,7 +29,9 @@
 // as many of them as its last chunk has, has a second bf16 part, what rounding
 // left of it (KeyRests): where gates are strong, what these add is most of the
 // final state. That part is added behind the last step. And scores, with 256
-// values those with a chunk's first keys, have a second part.
+// values those with a chunk's first keys, have a second part in y. Reverse, all
+// scores have, and so have both sides of dS^T A^T: A in a chunk's last 16
+// tokens, where that is most of y.
 //
 // Where only states are wanted (no y, or in the silent steps of a piece that
 // catches up) there is neither A nor scores.
@@ -39,11 +43,12 @@
 //   x_full    x is there, and B if it is loaded
 //   empty     all that use it in the cluster are done with the stage
 //   a_empty   with what `full` says is loaded
-// of scores formed here:
-//   scored, scores_empty  both halves are stored; both warpgroups have read
+// of scores that do not come with a stage:
+//   scored, scores_empty  both halves are stored, or what the forward pass left
+//             is loaded; both warpgroups, and the store, have read them
 //   meetings  where the state warpgroups meet for steep channels
 // and of what is gated here:
-//   g_full    gates, two steps ahead
+//   g_full    gates, two steps ahead, with what the forward pass added up
 //   raw_full  A and B before gating, ahead of their stage
 //   rests_full  KeyRests are: stored here, and what the other block sends
 // y is transposed in the place of its x.
@@ -82,14 +87,14 @@ __global__ void __cluster_dims__(C::kCluster) __launch_bounds__(C::kThreads, 1)
       BarrierInit(SharedAddress(&shared.x_full[s]), 1);
       BarrierInit(SharedAddress(&shared.empty[s]), C::kUsers * C::kCluster);
     }
-    BarrierInit(SharedAddress(&shared.scored), 256);
+    BarrierInit(SharedAddress(&shared.scored), C::kFormsScores ? 256 : 1);
     BarrierInit(SharedAddress(&shared.scores_empty), 8);
     BarrierInit(SharedAddress(&shared.g_full[0]), 1);
     BarrierInit(SharedAddress(&shared.g_full[1]), 1);
     for (int r = 0; r < C::kRaws; ++r) {
       BarrierInit(SharedAddress(&shared.raw_full[r]), 1);
     }
-    if constexpr (C::kGates && C::kOutput) shared.meetings.Init();
+    if constexpr (C::kFormsScores) shared.meetings.Init();
     if constexpr (C::kKeyRests) {
       BarrierInit(SharedAddress(&shared.rests_full),
                   32 * C::kGateWarps + (C::kCluster > 1));
@@ -168,6 +173,12 @@ cudaError_t LaunchScan(const ScanArgs& args, cudaStream_t stream) {
 template <bool kReverse, bool kOutput, typename Gate>
 cudaError_t LaunchScanForShape(const ScanArgs& args, cudaStream_t stream) {
   if (args.shape.V == 256) {
+    if constexpr (!kReverse && kOutput) {
+      if (args.scores != nullptr) {
+        return LaunchScan<ScanConfig<128, 256, false, true, Gate, true>>(
+            args, stream);
+      }
+    }
     return LaunchScan<ScanConfig<128, 256, kReverse, kOutput, Gate>>(args,
                                                                      stream);
   }

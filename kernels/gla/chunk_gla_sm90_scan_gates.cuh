@@ -46,6 +46,8 @@ class ScanGates {
   static constexpr int kRowGroups = 32 / kLanes;              // of a warp
   static constexpr int kSlabWarps = C::kGateWarps / C::kOwn;  // of an own slab
   static constexpr int kRows = kChunk / kSlabWarps / kRowGroups;  // of a lane
+  static constexpr int kWarpRows = kRows * kRowGroups;
+  static_assert(C::kARests % kWarpRows == 0);
   using Gates = float[kChannels];
   using LaneGates = RawGates<typename C::Gate, kChannels>;
   using Piece = Bf16Piece<kChannels>;
@@ -61,11 +63,8 @@ class ScanGates {
     BarrierWait(SharedAddress(&shared_.g_full[i % 2]), Parity<2>(i));
     const bool is_partial = RowsOf(i) < kChunk;
     if (is_partial) MaskGates(i);
-    Gates own = {}, before, all;
-#pragma unroll
-    for (int r = 0; r < kRows; ++r) AddGates(LaneGates(GatesAt(i, r)), own);
-    SumSlab(own, gates_.totals[own_], warp_ % kSlabWarps, kGateBarrier,
-            32 * C::kGateWarps, before, all);
+    Gates own[kRows], before, all;
+    SumGates(i, own, before, all);
     BarrierWait(SharedAddress(&shared_.empty[stage]),
                 Parity<C::kStages>(i) ^ 1);
     if (IsLoader()) LoadX<C>(params_, work_, shared_, i);
@@ -75,22 +74,22 @@ class ScanGates {
     if (!C::kOutput) {
 #pragma unroll
       for (int c = 0; c < kChannels; ++c) sums_[c] += all[c];
-    } else if (!C::kReverse && args_.log_decays != nullptr && HasOutput(i)) {
+    } else if (C::kSums && args_.log_decays != nullptr && HasOutput(i)) {
       StoreLogDecays<kRows>(before, all, first_row_, Channel(),
-                            LogDecays(args_.log_decays, args_.shape,
-                                      work_.chunk_slot + ChunkAt<C>(work_, i),
-                                      work_.h, OwnSlab(own_)));
+                            StepLogDecays(i, own_));
     }
     BarrierWait(SharedAddress(&shared_.raw_full[i % C::kRaws]),
                 Parity<C::kRaws>(i));
     if (is_partial) MaskRows(i);
-    if (HasOutput(i)) {
-      GateRows<C::kOutput>(i, before, all);
+    if (!HasOutput(i)) {
+      GateRows<false, false>(i, own, before, all);
+    } else if (warp_ % kSlabWarps * kWarpRows < kChunk - C::kARests) {
+      GateRows<C::kOutput, false>(i, own, before, all);
     } else {
-      GateRows<false>(i, before, all);
+      GateRows<C::kOutput, (C::kARests > 0)>(i, own, before, all);
     }
     FenceAsyncProxy();
-    if (first_row_ == 0 || HasRowSum<kLanes, kRows>()) {
+    if (first_row_ == 0 || (C::kFormsScores && HasRowSum<kLanes, kRows>())) {
       BarrierArrive(SharedAddress(&shared_.full[stage]));
     }
     NamedBarrier(kGateBarrier, 32 * C::kGateWarps);
@@ -110,10 +109,15 @@ class ScanGates {
     if (!IsLoader() || i >= work_.chunks) return;
     const uint32_t full = SharedAddress(&shared_.g_full[i % 2]);
     auto& g = gates_.g[i % 2];
-    BarrierArriveExpect(full, sizeof(g));
+    constexpr int kSumBytes = kChunkParts * 64 * sizeof(float);
+    BarrierArriveExpect(full, sizeof(g) + (C::kSums ? 0 : C::kOwn * kSumBytes));
 #pragma unroll
     for (int j = 0; j < C::kOwn; ++j) {
       TensorLoad(SharedAddress(g[j]), &params_.g, Column(j), Row(i), full);
+      if constexpr (!C::kSums) {
+        BulkLoad(SharedAddress(gates_.sums.sums[i % 2][j]), StepLogDecays(i, j),
+                 kSumBytes, full);
+      }
     }
   }
 
@@ -141,6 +145,12 @@ class ScanGates {
   __device__ int Column(int j) const {
     return work_.h * C::K + OwnSlab(j) * 64;
   }
+  // Where the sums of step i's gates of an own slab are.
+  __device__ float* StepLogDecays(int i, int j) const {
+    return LogDecays(args_.log_decays, args_.shape,
+                     work_.chunk_slot + ChunkAt<C>(work_, i), work_.h,
+                     OwnSlab(j));
+  }
   // The first row of step i's chunk.
   __device__ int Row(int i) const {
     return work_.rows.first + ChunkAt<C>(work_, i) * kChunk;
@@ -150,8 +160,8 @@ class ScanGates {
     return work_.rows.length - ChunkAt<C>(work_, i) * kChunk;
   }
 
-  // Zeros in the rows past the sequence, whatever lies there: each lane in
-  // those that it reads.
+  // Zeros in the rows past the sequence, whatever lies there: each lane in its
+  // own.
   __device__ void MaskGates(int i) {
 #pragma unroll 1
     for (int r = max(0, RowsOf(i) - first_row_); r < kRows; ++r) {
@@ -168,17 +178,63 @@ class ScanGates {
     FenceAsyncProxy();
   }
 
-  // The operands of this lane's rows; `b` is the cumulative gate before them,
-  // `all` that of the chunk.
-  template <bool kOutput>
-  __device__ void GateRows(int i, Gates& b, const Gates& all) {
+  // What step i's gates add up to: those of this lane to the end of each row,
+  // those before its rows, and all of them.
+  __device__ void SumGates(int i, Gates (&rows)[kRows], Gates& before,
+                           Gates& all) {
+    Gates own = {};
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      AddGates(LaneGates(GatesAt(i, r)), own);
+#pragma unroll
+      for (int c = 0; c < kChannels; ++c) rows[r][c] = own[c];
+    }
+    if constexpr (C::kSums) {
+      SumSlab(own, gates_.sums.sums[own_], warp_ % kSlabWarps, kGateBarrier,
+              32 * C::kGateWarps, before, all);
+    } else {
+      Gates warp;
+      SumRowGroups(own, before, warp);
+      AddEarlierGates(i, before);
+      LoadSums(&gates_.sums.sums[i % 2][own_][kChunkParts - 1][Channel()], all);
+    }
+  }
+  // Adds those before this warp's rows: of earlier parts, and of the warp that
+  // has the part's first rows, but for those past the sequence (MaskGates).
+  __device__ void AddEarlierGates(int i, Gates& before) {
+    static_assert(kPartTokens == kWarpRows || kPartTokens == 2 * kWarpRows);
+    const int row = warp_ % kSlabWarps * kWarpRows;
+    if (row % kPartTokens != 0) {
+      Gates own = {}, unused, warp;
+      const int rows = RowsOf(i) - (first_row_ - kWarpRows);
+#pragma unroll
+      for (int r = 0; r < kRows; ++r) {
+        LaneGates g = {};
+        if (r < rows) g = GatesAt(i, r - kWarpRows);
+        AddGates(g, own);
+      }
+      SumRowGroups(own, unused, warp);
+#pragma unroll
+      for (int c = 0; c < kChannels; ++c) before[c] += warp[c];
+    }
+    if (row < kPartTokens) return;
+    Gates parts;
+    LoadSums(&gates_.sums.sums[i % 2][own_][row / kPartTokens - 1][Channel()],
+             parts);
+#pragma unroll
+    for (int c = 0; c < kChannels; ++c) before[c] += parts[c];
+  }
+
+  // The operands of this lane's rows, from SumGates.
+  template <bool kOutput, bool kRests>
+  __device__ void GateRows(int i, const Gates (&sums)[kRows],
+                           const Gates& before, const Gates& all) {
     auto& stage = shared_.stage[i % C::kStages];
     float own_scores[kRows];
-    Gates shift;
+    Gates shift, b;
 #pragma unroll
     for (int c = 0; c < kChannels; ++c) shift[c] = KeyShift(all[c]);
-    const auto gate = [&](const Piece& x, bool is_query) {
-      Gates y;
+    const auto gate = [&](const Piece& x, bool is_query, Gates& y) {
       if (is_query) {
         GateQuery(x, b, args_.scale, y);
       } else {
@@ -187,26 +243,29 @@ class ScanGates {
       return Round(y);
     };
     // The next row is loaded before this one is stored.
-    LaneGates next_g = GatesAt(i, 0);
     Piece next_a = {}, next_b = At(Raw(i).b, 0);
     if constexpr (kOutput) next_a = At(Raw(i).a, 0);
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
-      const LaneGates g = next_g;
       const Piece raw_a = next_a, raw_b = next_b;
       if (r + 1 < kRows) {
-        next_g = GatesAt(i, r + 1);
         if constexpr (kOutput) next_a = At(Raw(i).a, r + 1);
         next_b = At(Raw(i).b, r + 1);
       }
-      AddGates(g, b);
+#pragma unroll
+      for (int c = 0; c < kChannels; ++c) b[c] = before[c] + sums[r][c];
+      Gates y;
       if constexpr (kOutput) {
-        GatedAt(stage.a, r) = gate(raw_a, !C::kReverse);
-        own_scores[r] = Dot(raw_a, raw_b);
+        const Piece a = gate(raw_a, !C::kReverse, y);
+        GatedAt(stage.a, r) = a;
+        if constexpr (kRests) {
+          GatedAt(stage.a, r + C::kARests) = RoundRest(y, a);
+        }
+        if constexpr (C::kFormsScores) own_scores[r] = Dot(raw_a, raw_b);
       }
-      GatedAt(stage.b, r) = gate(raw_b, C::kReverse);
+      GatedAt(stage.b, r) = gate(raw_b, C::kReverse, y);
     }
-    if constexpr (kOutput) {
+    if constexpr (kOutput && C::kFormsScores) {
       auto& decay = shared_.decay[i % C::kStages][OwnSlab(own_)];
       StoreRowSums<kLanes>(own_scores, &decay.own_score[first_row_]);
     }
@@ -221,7 +280,8 @@ class ScanGates {
   __device__ Piece& At(typename GateBuffers<C>::Tile& tile, int r) {
     return reinterpret_cast<Piece&>(tile[first_row_ + r][Channel()]);
   }
-  __device__ Piece& GatedAt(uint8_t (&slabs)[C::kSlabs][kSlabBytes], int r) {
+  template <int kBytes>
+  __device__ Piece& GatedAt(uint8_t (&slabs)[C::kSlabs][kBytes], int r) {
     return reinterpret_cast<Piece&>(
         slabs[OwnSlab(own_)][SlabElement(first_row_ + r, Channel())]);
   }
@@ -229,19 +289,23 @@ class ScanGates {
   // KeyRests, from what the last step, i, has gated: gates and keys are still
   // there, with zeros in the rows past the sequence.
   __device__ void StoreKeyRests(int i) {
-    Gates own = {}, b, all, shift, edge;
+    Gates own = {}, before, b, all, shift, edge;
 #pragma unroll 1
     for (int r = 0; r < kRows; ++r) AddGates(LaneGates(GatesAt(i, r)), own);
-    SumSlab(own, gates_.totals[own_], warp_ % kSlabWarps, kGateBarrier,
-            32 * C::kGateWarps, b, all);
+    SumSlab(own, gates_.sums.sums[own_], warp_ % kSlabWarps, kGateBarrier,
+            32 * C::kGateWarps, before, all);
 #pragma unroll
     for (int c = 0; c < kChannels; ++c) {
       shift[c] = KeyShift(all[c]);
       edge[c] = IsSteep(all[c]) ? 1 : Exp2(all[c]);
+      own[c] = 0;
     }
 #pragma unroll 1
     for (int r = 0; r < kRows; ++r) {
-      AddGates(LaneGates(GatesAt(i, r)), b);
+      AddGates(LaneGates(GatesAt(i, r)), own);
+      // The bits of GateRows: rests of a key rounded otherwise are none.
+#pragma unroll
+      for (int c = 0; c < kChannels; ++c) b[c] = before[c] + own[c];
       const int row = first_row_ + r - FirstRestRow<C>(work_);
       if (row < 0 || row >= C::kRestTokens) continue;
       Gates key;
@@ -276,21 +340,24 @@ class ScanGates {
     }
   }
 
-  // Sends the own slabs to the other block of the cluster, one a warp.
+  // Sends the own slab to the other block of the cluster.
   __device__ void Publish(int stage, bool output) {
     if (Lane() != 0) return;
-    if (C::kCluster > 1 && warp_ < C::kOwn) {
+    if constexpr (C::kCluster > 1) {
+      static_assert(C::kOwn == 1);
       auto& tiles = shared_.stage[stage];
-      const int slab = OwnSlab(warp_);
+      const int slab = OwnSlab(0);
       if constexpr (C::kOutput) {
-        if (output) Send(tiles.a[slab], kSlabBytes, stage);
+        if (output && warp_ == 0) Send(tiles.a[slab], C::kABytes, stage);
       }
-      Send(tiles.b[slab], kSlabBytes, stage);
-      Send(&shared_.decay[stage][slab], sizeof(GatedDecay), stage);
+      if (warp_ == 1) Send(tiles.b[slab], kSlabBytes, stage);
+      if (warp_ == 2) {
+        Send(&shared_.decay[stage][slab], sizeof(StageDecay<C>), stage);
+      }
     }
     if (IsLoader()) {
       const uint32_t bytes =
-          (output ? 2 : 1) * kSlabBytes + int{sizeof(GatedDecay)};
+          (output ? C::kABytes : 0) + kSlabBytes + int{sizeof(StageDecay<C>)};
       BarrierArriveExpect(SharedAddress(&shared_.full[stage]),
                           (C::kSlabs - C::kOwn) * bytes);
     }

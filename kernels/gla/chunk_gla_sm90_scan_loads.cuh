@@ -56,7 +56,7 @@ class ScanLoads {
         constexpr int kRestBytes = C::kOwnRest ? sizeof(from.own_rest) : 0;
         load_decay(sizeof(tiles.a) + kSlabBytes + kRestBytes);
         LoadShare(tiles.a, from_a, full);
-        LoadShare(shared_.scores[stage], from.scores, full);
+        LoadShare(shared_.scores[stage][0], from.scores, full);
         if constexpr (C::kOwnRest) {
           LoadShare(shared_.own_rest[stage], from.own_rest, full);
         }

@@ -12,7 +12,8 @@
 namespace gla::internal {
 
 // GateT is the type of the gates; void if the operands come gated.
-template <int kK, int kV, bool kReverseTime, bool kWithOutput, typename GateT>
+template <int kK, int kV, bool kReverseTime, bool kWithOutput, typename GateT,
+          bool kKeepsScores = false>
 struct ScanConfig {
   static constexpr int K = kK;
   static constexpr int V = kV;
@@ -20,6 +21,11 @@ struct ScanConfig {
   static constexpr bool kOutput = kWithOutput;  // or only the states
   static constexpr bool kBeforeGradients = kReverse && kOutput;
   static constexpr bool kGates = !std::is_void_v<GateT>;
+  // Whether gates are added up and scores formed here. If not, but operands are
+  // gated here, the forward pass has left both.
+  static constexpr bool kSums = kGates && !kReverse;
+  static constexpr bool kFormsScores = kSums && kOutput;
+  static constexpr bool kKeeps = kKeepsScores;  // for the reverse pass
   using Gate = std::conditional_t<kGates, GateT, float>;
 
   static constexpr int kSlabs = K / 64;
@@ -33,15 +39,21 @@ struct ScanConfig {
                                                             : 3;
   // Whether the keys of a sequence's last kRestTokens tokens have a second bf16
   // part, what rounding left of them, in the final state.
-  static constexpr bool kKeyRests = kGates && !kReverse;
+  static constexpr bool kKeyRests = kSums;
   static constexpr int kRestTokens = 16;
   static constexpr int kRestBytes = kRestTokens * 128;  // of a slab
-  // The first keys of a chunk whose scores have a second part. (Heads of 128
-  // values have the time for all of them, those of 256 for half, which has
-  // three quarters of the scores.)
-  static constexpr int kScoreRests = !kKeyRests || !kOutput ? 0
-                                     : V == 128             ? kChunk
+  // The first keys of a chunk whose scores have a second part in y. (Forward,
+  // heads of 256 values have the time for half of them, which has three
+  // quarters of the scores.)
+  static constexpr int kScoreRests = !kGates || !kOutput    ? 0
+                                     : V == 128 || kReverse ? kChunk
                                                             : kChunk / 2;
+  static constexpr int kScoreParts = kScoreRests > 0 ? 2 : 1;
+  // Whether what the state adds to y has second parts: of the state and, in a
+  // chunk's last kARests rows, of A.
+  static constexpr bool kStateRests = kGates && kReverse && kOutput;
+  static constexpr int kARests = kStateRests ? 16 : 0;
+  static constexpr int kABytes = (kChunk + kARests) * 128;  // of a slab
   // Buffers of q and k before gating: two, where there is room. Of gates there
   // are two.
   static constexpr int kRaws =
@@ -56,10 +68,12 @@ struct ScanConfig {
   static constexpr int kStateRegisters = kGates ? 168 : 232;
   static constexpr int kOtherRegisters = kGates ? 88 : 40;
   // Arrivals on `full`: of the thread that loads or copies; and, of a slab that
-  // is gated here, of the 16 lanes that store decays and the 64 that store own
-  // scores. 4 kOwn lanes do both.
+  // is gated here, of the 16 lanes that store decays and, if they are formed,
+  // of the 64 that store own scores. 4 kOwn lanes do both.
   static constexpr int kFullArrivals =
-      1 + (kGates ? kOwn * (80 - 4 * kOwn) : 0);
+      1 + (kFormsScores ? kOwn * (80 - 4 * kOwn)
+           : kGates     ? kOwn * 16
+                        : 0);
   // Arrivals on a stage's `empty` from a block: its state warps, and without
   // output the two that add up decays.
   static constexpr int kUsers = kGates || kOutput ? 8 : 10;
@@ -79,15 +93,24 @@ struct GateBuffers {
   using Raw = std::conditional_t<C::kOutput, WithOutput, UpdateOnly>;
   Raw raw[C::kRaws][C::kOwn];
   typename C::Gate g[2][C::kOwn][kChunk][64];
-  // Gates that each warp has added up.
-  float totals[C::kOwn][C::kGateWarps / C::kOwn][64];
+  struct WarpSums {  // gates that each warp has added up
+    float sums[C::kOwn][C::kGateWarps / C::kOwn][64];
+  };
+  struct PartSums {  // or, with each g, those of LogDecays
+    float sums[2][C::kOwn][kChunkParts][64];
+  };
+  alignas(16) std::conditional_t<C::kSums, WarpSums, PartSums> sums;
 };
 struct NoGateBuffers {};
 
-// Where scores are formed here.
-struct GatedDecay : SlabDecay {
+struct DecayAndScores : SlabDecay {
   float own_score[kChunk];  // q k^T of each token with itself, of the slab
 };
+// What comes with each slab of a stage.
+template <typename C>
+using StageDecay =
+    std::conditional_t<C::kFormsScores, DecayAndScores,
+                       std::conditional_t<C::kGates, SlabDecay, SlabMid>>;
 
 // Second parts of a sequence's last keys (FirstRestRow), times `edge`, so that
 // they can be added to the state behind the chunk: rows of slabs. Those of own
@@ -105,19 +128,18 @@ struct ScanShared {
     uint8_t x[2][kSlabBytes];  // a slab a state warpgroup
   };
   struct OutputStage : UpdateStage {
-    uint8_t a[C::kSlabs][kSlabBytes];
+    uint8_t a[C::kSlabs][C::kABytes];  // rests are rows behind the others
   };
   using Stage = std::conditional_t<C::kOutput, OutputStage, UpdateStage>;
   Stage stage[C::kStages];
   union {
-    // Of a stage if they come with it, else the parts of the step's at work.
-    uint8_t scores[C::kGates || !C::kOutput ? 1 + (C::kScoreRests > 0)
-                                            : C::kStages][kSlabBytes];
+    // Of a stage if they come with it, else of the step's at work.
+    uint8_t scores[C::kGates || !C::kOutput ? 1 : C::kStages][C::kScoreParts]
+                  [kSlabBytes];
     SteepChannels steep;  // before scores are stored
   };
   std::conditional_t<C::kGates, GateBuffers<C>, NoGateBuffers> gates;
-  std::conditional_t<C::kGates, GatedDecay, SlabMid> decay[C::kStages]
-                                                          [C::kSlabs];
+  StageDecay<C> decay[C::kStages][C::kSlabs];
   alignas(16) float own_rest[C::kOwnRest ? C::kStages : 1][kChunk];
   uint64_t full[C::kStages];
   uint64_t empty[C::kStages];
@@ -180,8 +202,10 @@ __device__ ScanWork FindWork(const ScanArgs& args) {
   const int all = w.rows.chunks();
   w.silent = 0;
   if (args.pieces == 2) {
-    // A chunk only for the state takes about half the time, back less.
-    const int early = (2 * all + (C::kReverse ? 0 : 2)) / 3;
+    // A chunk only for the state takes about half the time; less, back, or if
+    // scores are stored.
+    const bool less = C::kReverse || args.scores != nullptr;
+    const int early = (2 * all + (less ? 0 : 2)) / 3;
     const bool catches_up = w.piece == (C::kReverse ? 0 : 1);
     w.chunks = catches_up ? all : early;
     w.silent = catches_up ? early : 0;
@@ -265,7 +289,7 @@ __device__ bool IsCausal(int row, int column) {
 
 // Whether any channel of a chunk is steep.
 template <typename C>
-__device__ bool HasSteep(const GatedDecay (&decay)[C::kSlabs]) {
+__device__ bool HasSteep(const StageDecay<C> (&decay)[C::kSlabs]) {
   bool any = false;
 #pragma unroll
   for (int s = 0; s < C::kSlabs; ++s) any |= decay[s].any_steep != 0;

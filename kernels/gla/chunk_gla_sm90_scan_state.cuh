@@ -3,19 +3,17 @@
 #define GLA_KERNELS_GLA_CHUNK_GLA_SM90_SCAN_STATE_CUH_
 
 #include "kernels/device/dependent_launch_sm90.cuh"
-#include "kernels/gla/chunk_gla_sm90_state_tile.cuh"
+#include "kernels/gla/chunk_gla_sm90_scan_scores.cuh"
 
 namespace gla::internal {
 
 // Warpgroup `group` of the block.
 template <typename C>
-class ScanState : StateTile<C> {
+class ScanState : ScanScores<C> {
  public:
   __device__ ScanState(const ScanParams& params, const ScanWork& work,
                        ScanShared<C>& shared, int group)
-      : StateTile<C>(params.args, work, group),
-        params_(params),
-        shared_(shared) {}
+      : ScanScores<C>(params, work, shared, group), params_(params) {}
 
   __device__ void Run() {
     LoadState();
@@ -31,6 +29,7 @@ class ScanState : StateTile<C> {
           Step<false>(i, p);
         }
         StartScores(work_.silent % C::kStages, p);
+        if constexpr (C::kGates && C::kReverse) LoadScores(work_.silent);
       }
 #pragma unroll 1
       for (int i = work_.silent; i < work_.chunks; ++i) {
@@ -60,6 +59,10 @@ class ScanState : StateTile<C> {
   using Tile::args_, Tile::work_, Tile::group_, Tile::warp_, Tile::lane_;
   using Tile::column_, Tile::fragment_, Tile::state_;
   using Tile::LoadState, Tile::StoreState, Tile::StoreRows, Tile::Row;
+  using Scores = ScanScores<C>;
+  using Scores::KeepScores, Scores::LoadScores, Scores::FreeScores;
+  using Scores::LoadOwnScores, Scores::StoreScores, Scores::ScoresOutput;
+  using Scores::shared_, Scores::kScoreGroups, Scores::StartScores;
 
   // Whether a step waits for the next one's stage: for its scores and edges, if
   // it has any; and where states are stored the pass is a tenth faster so.
@@ -77,17 +80,17 @@ class ScanState : StateTile<C> {
     const auto& decay = shared_.decay[stage];
 
     if (!WaitsEarly()) WaitFull(i);
-    float y[32] = {};
+    float y[32] = {}, a_rests[8] = {};
     if constexpr (kOutput) {
       uint8_t* const stored = kStoresEarly ? nullptr : StoredState(chunk);
       float own_scores[2];
-      if constexpr (C::kGates) LoadOwnScores(decay, own_scores);
+      if constexpr (C::kFormsScores) LoadOwnScores(decay, own_scores);
       WgmmaWait<0>();
       Touch(p);
-      StateOutput(tiles, stored, y, [&](int half) {
-        if constexpr (C::kGates) {
+      StateOutput(tiles, stored, y, a_rests, [&](int half) {
+        if constexpr (C::kFormsScores) {
           if (half == 0) StoreScores(i, chunk, own_scores, p);
-        } else if (half % 2 == 1) {
+        } else if (!C::kGates && half % 2 == 1) {
           Scale(half / 2, decay[half / 2].mid);
         }
       });
@@ -120,114 +123,37 @@ class ScanState : StateTile<C> {
       StartScores(next_stage, p);
       WgmmaWait<C::kSlabs + kScoreGroups>();
       Touch(y);
+      if constexpr (C::kARests > 0) {
+        Touch(a_rests);
+#pragma unroll
+        for (int e = 0; e < 8; ++e) y[24 + e] += a_rests[e];
+      }
       if constexpr (C::kOwnRest) AddOwnRest(shared_.own_rest[stage], x, y);
       __syncwarp();
-      if constexpr (C::kGates) {
-        if (lane_ == 0) BarrierArrive(SharedAddress(&shared_.scores_empty));
-      } else {
+      if constexpr (!C::kGates) {
         TellLoader(i, &shared_.a_empty[stage]);
+      } else if constexpr (!C::kKeeps) {
+        FreeScores();
       }
       StoreY(chunk, x_slab, y);
+      if constexpr (C::kKeeps) {
+        KeepScores(chunk);
+      } else if constexpr (C::kGates && C::kReverse) {
+        if (has_next) LoadScores(i + 1);
+      }
     } else if constexpr (C::kOutput && !C::kGates) {
       __syncwarp();
       TellLoader(i, &shared_.a_empty[stage]);
     }
     FinishUpdate<kOutput ? kScoreGroups : 0>(C::kReverse ? i + 1 : i);
     Release(i);
+    // By then what is stored has been read.
+    if constexpr (kOutput && C::kKeeps) FreeScores();
   }
 
   __device__ void WaitFull(int i) {
     BarrierWait(SharedAddress(&shared_.full[i % C::kStages]),
                 Parity<C::kStages>(i));
-  }
-
-  // Starts this warpgroup's half of the scores A B^T of a stage, if they are
-  // formed here: rows are A's tokens, columns 32 of B's.
-  static constexpr int kScoreGroups = C::kGates && C::kOutput ? 1 : 0;
-  __device__ void StartScores(int stage, float (&p)[16]) {
-    if constexpr (kScoreGroups > 0) {
-      const Stage& tiles = shared_.stage[stage];
-      WgmmaFence();
-#pragma unroll
-      for (int s = 0; s < C::kSlabs; ++s) {
-        const uint64_t a = SlabDescriptor(SharedAddress(tiles.a[s]));
-        const uint64_t b =
-            SlabDescriptor(SharedAddress(tiles.b[s]) + group_ * 32 * 128);
-#pragma unroll
-        for (int step = 0; step < 4; ++step) {
-          Wgmma<Contract::kAlongColumns, Contract::kAlongColumns>(
-              p, StepDescriptor<Contract::kAlongColumns>(a, step),
-              StepDescriptor<Contract::kAlongColumns>(b, step), s + step > 0);
-        }
-      }
-      WgmmaCommit();
-    }
-  }
-
-  // The scores of this thread's two rows' tokens with themselves, which need no
-  // gate.
-  __device__ void LoadOwnScores(const GatedDecay (&decay)[C::kSlabs],
-                                float (&own)[2]) const {
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      own[i] = 0;
-#pragma unroll
-      for (int s = 0; s < C::kSlabs; ++s) {
-        own[i] += decay[s].own_score[Row() + 8 * i];
-      }
-      own[i] *= args_.scale;
-    }
-  }
-
-  // Masks and stores them once they are there, in step i.
-  __device__ void StoreScores(int i, int chunk, const float (&own)[2],
-                              float (&p)[16]) {
-    BarrierWait(SharedAddress(&shared_.scores_empty),
-                ((i - work_.silent) & 1) ^ 1);
-    const auto& decay = shared_.decay[i % C::kStages];
-    if (HasSteep<C>(decay)) {
-      const auto is_steep = [&decay](int channel) {
-        return decay[channel / 64]
-                   .mid[channel % 8 / 2][channel % 64 / 8 * 2 + channel % 2] !=
-               1;
-      };
-      Tile::AddSteepScores(chunk, is_steep, shared_.steep, shared_.meetings, p);
-    }
-    // In the place of products of rounded operands.
-    float* const kept = C::kReverse || args_.own_scores == nullptr
-                            ? nullptr
-                            : OwnScores(args_.own_scores, args_.shape,
-                                        work_.chunk_slot + chunk, work_.h);
-    Tile::ForOwnScores(p, [&](int i, float& score) {
-      score = own[i];
-      if (kept != nullptr) kept[Row() + 8 * i] = own[i];
-    });
-    const auto has_rest = [this](int j) {
-      return C::kScoreRests == kChunk ||
-             (C::kScoreRests > 0 && 32 * group_ + 8 * j < C::kScoreRests);
-    };
-    Tile::StoreScores(shared_.scores[0], IsCausal<C>, has_rest, p);
-    FenceAsyncProxy();
-    BarrierArrive(SharedAddress(&shared_.scored));
-  }
-
-  // y += x^T scores^T. Scores that come with the stage are the forward ones:
-  // rows are queries.
-  __device__ void ScoresOutput(int i, const uint32_t (&x)[4][4],
-                               float (&y)[32]) {
-    if constexpr (C::kGates) {
-      BarrierWait(SharedAddress(&shared_.scored), (i - work_.silent) & 1);
-    }
-    constexpr Contract kAlong = C::kReverse && !C::kGates
-                                    ? Contract::kAlongRows
-                                    : Contract::kAlongColumns;
-    WgmmaFence();
-    Tile::template AddTokens<kAlong>(
-        x, shared_.scores[C::kGates ? 0 : i % C::kStages], y);
-    if constexpr (C::kScoreRests > 0) {
-      Tile::template AddTokens<kAlong, C::kScoreRests>(x, shared_.scores[1], y);
-    }
-    WgmmaCommit();
   }
 
   // y += x times what rounding left out of each token's score with itself.
@@ -247,12 +173,14 @@ class ScanState : StateTile<C> {
     }
   }
 
-  // y += state^T A^T. Also stores the state as it was rounded for that, unless
+  // y += state^T A^T; what rests of A, if it has any, add to the last rows is
+  // in a_rests. Also stores the state as it was rounded for that, unless
   // `stored` is null. Calls meanwhile(half) once the products with that half of
   // a slab are under way.
   template <typename Fn>
   __device__ void StateOutput(const Stage& tiles, uint8_t* stored,
-                              float (&y)[32], Fn meanwhile) {
+                              float (&y)[32], float (&a_rests)[8],
+                              Fn meanwhile) {
 #pragma unroll
     for (int half = 0; half < 2 * C::kSlabs; ++half) {
       const int s = half / 2, first = half % 2 * 2;
@@ -260,12 +188,21 @@ class ScanState : StateTile<C> {
       uint32_t a[2][4];
       PackOperand(state_[s], first, a[0]);
       PackOperand(state_[s], first + 1, a[1]);
+      uint32_t rest[2][4];
+      if constexpr (C::kStateRests) {
+        PackRest(state_[s], first, a[0], rest[0]);
+        PackRest(state_[s], first + 1, a[1], rest[1]);
+      }
       WgmmaFence();
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        Wgmma<Contract::kAlongColumns>(
-            y, a[i], StepDescriptor<Contract::kAlongColumns>(slab, first + i),
-            true);
+        constexpr auto kAlong = Contract::kAlongColumns;
+        const uint64_t b = StepDescriptor<kAlong>(slab, first + i);
+        Wgmma<kAlong>(y, a[i], b, true);
+        if constexpr (C::kStateRests) {
+          Wgmma<kAlong>(y, rest[i], b, true);
+          Wgmma<kAlong>(a_rests, a[i], b + (kSlabBytes >> 4), true);
+        }
       }
       WgmmaCommit();
       if (stored != nullptr) StoreHalfSlab(stored, s, half % 2, a);
@@ -338,7 +275,7 @@ class ScanState : StateTile<C> {
     }
   }
   template <int kSlab, int kBehind>
-  __device__ void FinishSlabs(const GatedDecay* edges, uint8_t* stored) {
+  __device__ void FinishSlabs(const StageDecay<C>* edges, uint8_t* stored) {
     if constexpr (kSlab < C::kSlabs) {
       WgmmaWait<C::kSlabs - 1 - kSlab + kBehind>();
       Touch(state_[kSlab]);
@@ -475,7 +412,6 @@ class ScanState : StateTile<C> {
   }
 
   const ScanParams& params_;
-  ScanShared<C>& shared_;
 };
 
 }  // namespace gla::internal
