@@ -20,8 +20,9 @@ class GpuTimer {
 
   // `call(i)` queues the i-th of `variants` calls, which do the same work on
   // different memory: together they should exceed the L2 cache. Both return the
-  // median seconds of one call over many rounds of all of them, after a warm-up
-  // round. Call Eager first: a kernel's first launch may not be captured.
+  // median seconds of one call over many rounds of all of them, after a second
+  // of rest and a warm-up round. Call Eager first: a kernel's first launch may
+  // not be captured.
   //
   // Launched one after the other: where the host is slower, its time.
   double Eager(int variants, absl::FunctionRef<void(int)> call);

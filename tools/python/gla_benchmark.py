@@ -15,6 +15,7 @@ import json
 import os
 import statistics
 import sys
+import time
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +36,8 @@ DECODING = [(1, 1, 4, 256, 512), (64, 1, 4, 256, 512), (256, 1, 4, 256, 512)]
 SOFTMAX_HEAD = 128
 MODES = "fwd", "fwd_graph", "fwdbwd", "fwdbwd_graph"
 MIN_SECONDS = 0.1
+# Before each timing, so that it does not depend on how hot the one before left the GPU.
+REST_SECONDS = 1
 MIN_RUNS, MAX_RUNS = 10, 300
 # Calls rotate among inputs of together so many bytes that the L2 cache does not help.
 ROTATED_BYTES = 192 << 20
@@ -52,6 +55,8 @@ def seconds(queue):
 
 def median_seconds(queue, calls=1):
     """Of one of the `calls` calls that `queue` makes."""
+    torch.cuda.synchronize()
+    time.sleep(REST_SECONDS)
     for _ in range(2):
         queue()
     once = max(seconds(queue), 1e-7)
@@ -165,9 +170,9 @@ def decoding_implementations(options):
 def print_row(row, ours):
     cells = []
     for mode in MODES:
-        time = row["us"].get(mode)
-        ratio = f"{time / ours[mode]:.2f}x" if time and mode in ours else ""
-        cells.append(f"{time:10.1f} {ratio:>7}" if time else f"{'-':>10} {'':7}")
+        us = row["us"].get(mode)
+        ratio = f"{us / ours[mode]:.2f}x" if us and mode in ours else ""
+        cells.append(f"{us:10.1f} {ratio:>7}" if us else f"{'-':>10} {'':7}")
     print(f"{row['shape']:20} {row['name']:14} {' '.join(cells)}", flush=True)
 
 
