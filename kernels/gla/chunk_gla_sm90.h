@@ -51,7 +51,8 @@ inline int64_t StateSlots(const ChunkGlaShape& shape) {
 inline constexpr int kPartTokens = 16;
 inline constexpr int kChunkParts = kChunk / kPartTokens;
 
-// Slabs as they lie in shared memory (wgmma_sm90.cuh).
+// Masked scores of a chunk in two bf16 parts: slabs as they lie in shared
+// memory (wgmma_sm90.cuh), rows queries.
 using ChunkScores = uint8_t[2][kChunk * kChunk * 2];
 
 // What the passes below need of every chunk: gated operands and scores,
@@ -107,9 +108,8 @@ struct ScanArgs {
   // null: not wanted. Written by the forward pass where it forms scores, with
   // y.
   float* own_scores;
-  // Masked scores in two bf16 parts, [ChunkSlots][H] times two slabs whose rows
-  // are queries; forward null: not wanted. As log_decays, but only where not
-  // HasScanBackward.
+  // [ChunkSlots][H]; forward null: not wanted. As log_decays, but only where
+  // not HasScanBackward.
   ChunkScores* scores;
   // Whether the kernel before in the stream is one of this call, whose first
   // has waited for all before: the pass may get ready while that kernel ends

@@ -10,7 +10,7 @@
 //       the chunk's masked scores.
 //   warpgroups 2, 3 (gates)  load x; load q, k, g of the block's share of the
 //       channels, gate them, and copy the gated slabs to the other block of the
-//       cluster. Forward, they add up the gates before.
+//       cluster. Forward, they first add up the gates.
 // What gates add up to and, with 256 values, scores are stored for the reverse
 // pass, which starts from them.
 // With 256 channels there is no room for that. Operands, with k' for k^, and

@@ -25,6 +25,7 @@ struct ScanConfig {
   // gated here, the forward pass has left both.
   static constexpr bool kSums = kGates && !kReverse;
   static constexpr bool kFormsScores = kSums && kOutput;
+  static constexpr bool kLoadsScores = kGates && kOutput && !kFormsScores;
   static constexpr bool kKeeps = kKeepsScores;  // for the reverse pass
   using Gate = std::conditional_t<kGates, GateT, float>;
 
@@ -51,7 +52,7 @@ struct ScanConfig {
   static constexpr int kScoreParts = kScoreRests > 0 ? 2 : 1;
   // Whether what the state adds to y has second parts: of the state and, in a
   // chunk's last kARests rows, of A.
-  static constexpr bool kStateRests = kGates && kReverse && kOutput;
+  static constexpr bool kStateRests = kLoadsScores;
   static constexpr int kARests = kStateRests ? 16 : 0;
   static constexpr int kABytes = (kChunk + kARests) * 128;  // of a slab
   // Buffers of q and k before gating: two, where there is room. Of gates there

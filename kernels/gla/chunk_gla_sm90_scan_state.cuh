@@ -29,7 +29,7 @@ class ScanState : ScanScores<C> {
           Step<false>(i, p);
         }
         StartScores(work_.silent % C::kStages, p);
-        if constexpr (C::kGates && C::kReverse) LoadScores(work_.silent);
+        if constexpr (C::kLoadsScores) LoadScores(work_.silent);
       }
 #pragma unroll 1
       for (int i = work_.silent; i < work_.chunks; ++i) {
@@ -138,7 +138,7 @@ class ScanState : ScanScores<C> {
       StoreY(chunk, x_slab, y);
       if constexpr (C::kKeeps) {
         KeepScores(chunk);
-      } else if constexpr (C::kGates && C::kReverse) {
+      } else if constexpr (C::kLoadsScores) {
         if (has_next) LoadScores(i + 1);
       }
     } else if constexpr (C::kOutput && !C::kGates) {
