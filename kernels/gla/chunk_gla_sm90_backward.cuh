@@ -73,7 +73,7 @@ __global__ void __launch_bounds__(C::kThreads, 1)
     shared.work = FindWork<C>(params.scan);
     for (int b = 0; b < 2; ++b) {
       BarrierInit(SharedAddress(&shared.raw_full[b]), 3);
-      BarrierInit(SharedAddress(&shared.gated[b]), C::kGateWarps);
+      BarrierInit(SharedAddress(&shared.gated[b]), 32 * C::kGateWarps);
       BarrierInit(SharedAddress(&shared.finished[b]), C::kMainThreads / 32);
     }
     for (int r = 0; r < C::kRowSlots; ++r) {

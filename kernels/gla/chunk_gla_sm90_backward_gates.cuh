@@ -116,7 +116,7 @@ class BackwardGates {
     GateRows(i, rows, shift, query_rest, stride, b);
     FenceAsyncProxy();
     if constexpr (!C::kRoomy) FenceAsyncProxyGlobal();
-    BarrierArriveWarp(SharedAddress(&shared_.gated[stage]), lane_);
+    BarrierArrive(SharedAddress(&shared_.gated[stage]));
     LoadAhead(i + 1);
   }
 

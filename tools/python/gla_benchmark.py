@@ -5,8 +5,8 @@ usage: python3 gla_benchmark.py [--shapes=SUBSTRING;...] [--fla=FOLDER] [--json=
 A row per shape B,T,H,K,V and implementation, in microseconds: the forward pass and forward +
 backward, called from Python one after the other, and inside a CUDA graph, where launching costs the
 host nothing. Ratios are their time over ours. Softmax attention has heads of 128 and the same model
-width H*V. bfloat16, random data, gates log_sigmoid(normal) / 16, no initial state; medians, a second
-of rest before each timing.
+width H*V. bfloat16, random data, gates log_sigmoid(normal) / 16, no initial state; medians, a
+second of rest before each timing.
 
   --fla   the folder that holds fla's package folder (default: the FLA variable). Its first calls
           compile and tune for minutes unless Triton's cache is warm.
