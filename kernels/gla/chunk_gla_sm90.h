@@ -120,7 +120,9 @@ struct ScanArgs {
   // which a state warpgroup's threads hold it (wgmma_sm90.cuh; rows are values,
   // columns channels), and [N, H, pieces, K]. When y is null the pass starts
   // every piece but its last from zero and writes its end state and decay;
-  // otherwise it reads the state before each piece but its first.
+  // otherwise it reads the state before each piece but its first. Where
+  // HasOperands, end states are without chunks behind which the decays of every
+  // channel multiply to 0 in float32.
   float* piece_states = nullptr;
   float* piece_decays = nullptr;
 };

@@ -75,7 +75,7 @@ __global__ void __cluster_dims__(C::kCluster) __launch_bounds__(C::kThreads, 1)
     ScanKernel(const __grid_constant__ ScanParams params) {
   extern __shared__ __align__(1024) uint8_t dynamic[];
   auto& shared = *reinterpret_cast<ScanShared<C>*>(dynamic);
-  const ScanWork work = FindWork<C>(params.args);
+  ScanWork work = FindWork<C>(params.args);
   const int rank = C::kCluster > 1 ? ClusterRank() : 0;
   const int warp = __shfl_sync(0xffffffff, threadIdx.x / 32, 0);
   if (threadIdx.x == C::kLoader) {
@@ -107,6 +107,9 @@ __global__ void __cluster_dims__(C::kCluster) __launch_bounds__(C::kThreads, 1)
   if (!C::kBeforeGradients) LetNextKernelStart();
   AwaitKernelBefore();
   __syncthreads();
+  if constexpr (!C::kOutput && !C::kGates) {
+    LeaveOutForgotten<C>(params.args, work);
+  }
   if (C::kCluster > 1) ClusterStart();
   if (warp < 8) {
     RaiseRegisters<C::kStateRegisters>();

@@ -260,6 +260,49 @@ __device__ int ChunkAt(const ScanWork& w, int i) {
   return w.first_chunk + (C::kReverse ? w.chunks - 1 - i : i);
 }
 
+// Leaves out of a piece of which only the state at its end is wanted the chunks
+// that this state does not remember: the decays behind them, multiplied up in
+// float32, are 0 in every channel. (As ChainPieces multiplies what is before
+// the piece by such a product.) By all threads of a block, where operands come
+// gated.
+template <typename C>
+__device__ void LeaveOutForgotten(const ScanArgs& args, ScanWork& w) {
+  static_assert(!C::kOutput && !C::kGates);
+  constexpr int kBatch = 16;          // loads under way together
+  if (w.chunks < 2 * kBatch) return;  // Looking could cost more than it saves.
+  __shared__ int remembered;
+  if (threadIdx.x == 0) remembered = 0;
+  const int channel = threadIdx.x % C::K, slab = channel / 64;
+  const int row = channel % 8 / 2, column = channel % 64 / 8 * 2 + channel % 2;
+  const auto* const operands =
+      static_cast<const ChunkOperands<C::K>*>(args.operands);
+  float product = 1;
+  int own = 0;  // chunks that this channel's state remembers
+#pragma unroll 1
+  for (int first = 0; first < w.chunks; first += kBatch) {
+    float decay[kBatch];
+#pragma unroll
+    for (int j = 0; j < kBatch; ++j) {
+      const int chunk = ChunkAt<C>(w, max(w.chunks - 1 - first - j, 0));
+      decay[j] = operands[(w.chunk_slot + chunk) * args.shape.H + w.h]
+                     .decay[slab]
+                     .mid[row][column];
+    }
+#pragma unroll
+    for (int j = 0; j < kBatch; ++j) {
+      own += product != 0;
+      product *= decay[j];
+    }
+    if (!__syncthreads_or(product != 0)) break;
+  }
+  own = __reduce_max_sync(0xffffffff, own);
+  if (threadIdx.x % 32 == 0) atomicMax(&remembered, own);
+  __syncthreads();
+  const int forgotten = max(w.chunks - remembered, 0);
+  if (!C::kReverse) w.first_chunk += forgotten;
+  w.chunks -= forgotten;
+}
+
 // Where a piece's decay goes, from the first channel of a slab on.
 template <typename C>
 __device__ float* PieceDecay(const ScanArgs& args, const ScanWork& w,

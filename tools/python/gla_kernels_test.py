@@ -532,6 +532,29 @@ def pieces():
 
 
 @group
+def forgotten():
+    """Four pieces of 32 chunks, of which the first pass leaves out those that no channel
+    remembers at the piece's end."""
+    if options.quick:
+        return
+    length = 2048  # of a piece
+
+    def where(first, last, g, channels=slice(None)):
+        """Strong gates in some of each piece's tokens and some channels, none in others."""
+        kept = torch.zeros_like(g).unflatten(1, (-1, length))
+        kept[:, :, first:last, :, channels] = 4 * g.unflatten(1, (-1, length))[
+            :, :, first:last, :, channels]
+        return kept.flatten(1, 2)
+
+    for name, gates in [("everywhere", lambda g: g), ("early", lambda g: where(0, 1024, g)),
+                        ("late", lambda g: where(1024, length, g)),
+                        ("but in one channel", lambda g: where(0, length, g, slice(0, 255)))]:
+        yield f"256x512 {name}", lambda gates=gates: check(
+            chunk_gla, problem(1, 4 * length, 8, 256, 512, gate_dtype=BF16, gates=gates),
+            CHUNK_LIMITS)
+
+
+@group
 def packed():
     sequences = [[0, 1], [0, 64, 128], [0, 0, 16], [0, 1, 2, 3, 130, 130, 131], [0, 63, 128, 257],
                  [0, 0, 0, 65, 65], list(range(0, 101, 2)), [0, 1000, 1000, 1333],
