@@ -74,14 +74,14 @@ __global__ void __launch_bounds__(C::kThreads, 1)
     for (int b = 0; b < 2; ++b) {
       BarrierInit(SharedAddress(&shared.raw_full[b]), 3);
       BarrierInit(SharedAddress(&shared.gated[b]), 32 * C::kGateWarps);
-      BarrierInit(SharedAddress(&shared.finished[b]), C::kMainThreads / 32);
+      BarrierInit(SharedAddress(&shared.finished[b]), C::kMainThreads);
     }
     for (int r = 0; r < C::kRowSlots; ++r) {
       BarrierInit(SharedAddress(&shared.rows_full[r]), 1);
     }
     BarrierInit(SharedAddress(&shared.state_full), 1);
-    BarrierInit(SharedAddress(&shared.d_full), 1);
-    BarrierInit(SharedAddress(&shared.d_read), C::kGateWarps + 1);
+    BarrierInit(SharedAddress(&shared.d_full), C::kMainThreads);
+    BarrierInit(SharedAddress(&shared.d_read), 32 * C::kGateWarps + 1);
     BarrierInit(SharedAddress(&shared.operands_read), 1);
     BarrierInit(SharedAddress(&shared.query_rests_full), 1);
     shared.meetings.Init();

@@ -249,7 +249,7 @@ class BackwardGates {
         shared_.state_flow[place] = (IsSteepDecay(all) ? -all : 1) * flow;
       }
     }
-    BarrierArriveWarp(SharedAddress(&shared_.d_read), lane_);
+    BarrierArrive(SharedAddress(&shared_.d_read));
   }
 
   // Without a branch, around which a row's instructions could not move.

@@ -111,7 +111,7 @@ class BackwardMain : BackwardValues<C> {
     if (C::kRoomy || rows < kChunk) StoreValues(chunk, rows, ValuePlace());
     FinishKeys(stage, finish, grad_chunk, any_steep, parts, q, k, flow);
     FenceAsyncProxy();
-    BarrierArriveWarp(SharedAddress(&shared_.finished[stage]), lane_);
+    BarrierArrive(SharedAddress(&shared_.finished[stage]));
     if (any_steep) {
       // What steep channels were formed from has been read.
       NamedBarrier(kBackwardMainBarrier, C::kMainThreads);
@@ -143,8 +143,8 @@ class BackwardMain : BackwardValues<C> {
       MaskRows(rows, d_o[group_]);
     }
     FenceAsyncProxy();
+    BarrierArrive(SharedAddress(&shared_.d_full));
     NamedBarrier(kBackwardMainBarrier, C::kMainThreads);  // D is there.
-    Tell(shared_.d_full);
     return any_steep;
   }
 

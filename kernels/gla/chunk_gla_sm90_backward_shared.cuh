@@ -136,12 +136,6 @@ inline constexpr int kBackwardMainBarrier = 4;   // both main warpgroups
 inline constexpr int kBackwardFlowBarrier = 6;   // one main to the other
 inline constexpr int kBackwardGroupBarrier = 7;  // and 8: one a warpgroup
 
-// One arrival for a warp, of what all of its threads have done.
-__device__ inline void BarrierArriveWarp(uint32_t barrier, int lane) {
-  __syncwarp();
-  if (lane == 0) BarrierArrive(barrier);
-}
-
 __device__ inline bool IsSteepDecay(float decay) {
   return __float_as_uint(decay) >> 31;
 }
