@@ -52,6 +52,14 @@ __device__ inline uint64_t SlabDescriptor(uint32_t address) {
   return ((address & 0x3ffff) >> 4) | kLeading | kStride | kSwizzle128;
 }
 
+// The same of 16 rows, the second group of 8 somewhere behind the first.
+__device__ inline uint64_t TwoGroupsDescriptor(uint32_t address,
+                                               uint32_t second) {
+  constexpr uint64_t kStride = uint64_t{0xffff} << 32;
+  return (SlabDescriptor(address) & ~kStride) |
+         uint64_t{(second - address) >> 4} << 32;
+}
+
 // The same of a half slab, contracted along its columns: 512 bytes between
 // groups of 8 rows, 64-byte swizzle.
 __device__ inline uint64_t HalfSlabDescriptor(uint32_t address) {

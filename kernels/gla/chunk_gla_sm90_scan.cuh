@@ -31,17 +31,20 @@
 // final state. That part is added behind the last step. And scores, with 256
 // values those with a chunk's first keys, have a second part in y. Reverse, all
 // scores have, and so have both sides of dS^T A^T: A in a chunk's last 16
-// tokens, where that is most of y.
+// tokens, where that is most of y. And B of its first 8, which are most of what
+// it adds to dS (RowRests).
 //
 // Where only states are wanted (no y, or in the silent steps of a piece that
 // catches up) there is neither A nor scores.
 //
 // Stages hold {A, B, x, edge, mid}, perhaps scores. Barriers, of a stage:
-//   full      A, B, edge, mid, own scores are there: stored by this block's
-//             gate warps, and what the other block sends. Or mid is loaded, and
-//             with output A, scores and what rounding left out of them
+//   full      A, B, RowRests, edge, mid, own scores are there: stored by this
+//             block's gate warps, and what the other block sends. Or mid is
+//             loaded, and with output A, scores and what rounding left out of
+//             them
 //   x_full    x is there, and B if it is loaded
-//   empty     all that use it in the cluster are done with the stage
+//   empty     all that use it in the cluster are done with the stage, and
+//             with the step's RowRests
 //   a_empty   with what `full` says is loaded
 // of scores that do not come with a stage:
 //   scored, scores_empty  both halves are stored, or what the forward pass left
@@ -83,9 +86,11 @@ __global__ void __cluster_dims__(C::kCluster) __launch_bounds__(C::kThreads, 1)
     if (C::kOutput) PrefetchMap(&params.y);
     for (int s = 0; s < C::kStages; ++s) {
       BarrierInit(SharedAddress(&shared.full[s]), C::kFullArrivals);
-      BarrierInit(SharedAddress(&shared.a_empty[s]), 8 * C::kCluster);
+      if (!C::kGates) {
+        BarrierInit(SharedAddress(&shared.a_empty[s]), 8 * C::kCluster);
+      }
       BarrierInit(SharedAddress(&shared.x_full[s]), 1);
-      BarrierInit(SharedAddress(&shared.empty[s]), C::kUsers * C::kCluster);
+      BarrierInit(SharedAddress(&shared.empty[s]), C::kEmptyArrivals);
     }
     BarrierInit(SharedAddress(&shared.scored), C::kFormsScores ? 256 : 1);
     BarrierInit(SharedAddress(&shared.scores_empty), 8);

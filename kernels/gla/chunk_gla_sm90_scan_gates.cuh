@@ -32,6 +32,11 @@ class ScanGates {
 
   // After StartLoads.
   __device__ void Run() {
+    if constexpr (C::kRowRests > 0) {
+      auto& zeros = shared_.row_rests.zeros;
+      static_assert(sizeof(zeros) == 4 * 32 * C::kGateWarps);
+      reinterpret_cast<uint32_t*>(zeros)[warp_ * 32 + Lane()] = 0;
+    }
 #pragma unroll 1
     for (int i = 0; i < work_.chunks; ++i) Step(i);
     if constexpr (C::kKeyRests) {
@@ -47,10 +52,13 @@ class ScanGates {
   static constexpr int kSlabWarps = C::kGateWarps / C::kOwn;  // of an own slab
   static constexpr int kRows = kChunk / kSlabWarps / kRowGroups;  // of a lane
   static constexpr int kWarpRows = kRows * kRowGroups;
-  static_assert(C::kARests % kWarpRows == 0);
+  // The lanes with this row store decays: their warp forms no rests.
+  static constexpr int kDecayRow = kChunk / 2;
+  static_assert(C::kARests % kWarpRows == 0 && C::kBRests % kWarpRows == 0);
   using Gates = float[kChannels];
   using LaneGates = RawGates<typename C::Gate, kChannels>;
   using Piece = Bf16Piece<kChannels>;
+  using LaneRests = Piece[kRows];
 
   // Whether step i is for the output too: A is gated.
   __device__ bool HasOutput(int i) const {
@@ -65,10 +73,9 @@ class ScanGates {
     if (is_partial) MaskGates(i);
     Gates own[kRows], before, all;
     SumGates(i, own, before, all);
-    BarrierWait(SharedAddress(&shared_.empty[stage]),
-                Parity<C::kStages>(i) ^ 1);
+    if (i >= C::kStages) WaitReleased(i - C::kStages);
     if (IsLoader()) LoadX<C>(params_, work_, shared_, i);
-    if (first_row_ == 0) {
+    if (first_row_ == kDecayRow) {
       StoreDecay(all, Channel(), shared_.decay[stage][OwnSlab(own_)]);
     }
     if (!C::kOutput) {
@@ -81,21 +88,31 @@ class ScanGates {
     BarrierWait(SharedAddress(&shared_.raw_full[i % C::kRaws]),
                 Parity<C::kRaws>(i));
     if (is_partial) MaskRows(i);
-    if (!HasOutput(i)) {
-      GateRows<false, false>(i, own, before, all);
-    } else if (warp_ % kSlabWarps * kWarpRows < kChunk - C::kARests) {
-      GateRows<C::kOutput, false>(i, own, before, all);
+    LaneRests rests;
+    if (HasOutput(i)) {
+      GateRows<C::kOutput>(i, own, before, all, rests);
     } else {
-      GateRows<C::kOutput, (C::kARests > 0)>(i, own, before, all);
+      GateRows<false>(i, own, before, all, rests);
+    }
+    if constexpr (C::kRowRests > 0) {
+      if (i >= C::kReuse) WaitReleased(i - C::kReuse);
+      StoreRests(i, rests);
     }
     FenceAsyncProxy();
-    if (first_row_ == 0 || (C::kFormsScores && HasRowSum<kLanes, kRows>())) {
+    if (first_row_ == kDecayRow ||
+        (C::kFormsScores && HasRowSum<kLanes, kRows>())) {
       BarrierArrive(SharedAddress(&shared_.full[stage]));
     }
     NamedBarrier(kGateBarrier, 32 * C::kGateWarps);
-    Publish(stage, HasOutput(i));
+    Publish(i);
     LoadGates(i + 2);
     LoadRaw(i + C::kRaws);
+  }
+
+  // Until all that use what was gated in step i are done with it.
+  __device__ void WaitReleased(int i) {
+    BarrierWait(SharedAddress(&shared_.empty[i % C::kStages]),
+                Parity<C::kStages>(i));
   }
 
   __device__ int Lane() const { return threadIdx.x % 32; }
@@ -225,10 +242,25 @@ class ScanGates {
     for (int c = 0; c < kChannels; ++c) before[c] += parts[c];
   }
 
-  // The operands of this lane's rows, from SumGates.
-  template <bool kOutput, bool kRests>
+  // The operands of this lane's rows, from SumGates. Second parts, if they have
+  // any, stay in `rests`, so that gating need not wait for their place.
+  template <bool kOutput>
   __device__ void GateRows(int i, const Gates (&sums)[kRows],
-                           const Gates& before, const Gates& all) {
+                           const Gates& before, const Gates& all,
+                           LaneRests& rests) {
+    if (HasBRests()) {
+      GateRows<kOutput, false, (C::kBRests > 0)>(i, sums, before, all, rests);
+    } else if (kOutput && HasARests()) {
+      GateRows<kOutput, (kOutput && C::kARests > 0), false>(i, sums, before,
+                                                            all, rests);
+    } else {
+      GateRows<kOutput, false, false>(i, sums, before, all, rests);
+    }
+  }
+  template <bool kOutput, bool kARest, bool kBRest>
+  __device__ void GateRows(int i, const Gates (&sums)[kRows],
+                           const Gates& before, const Gates& all,
+                           LaneRests& rests) {
     auto& stage = shared_.stage[i % C::kStages];
     float own_scores[kRows];
     Gates shift, b;
@@ -258,12 +290,12 @@ class ScanGates {
       if constexpr (kOutput) {
         const Piece a = gate(raw_a, !C::kReverse, y);
         GatedAt(stage.a, r) = a;
-        if constexpr (kRests) {
-          GatedAt(stage.a, r + C::kARests) = RoundRest(y, a);
-        }
+        if constexpr (kARest) rests[r] = RoundRest(y, a);
         if constexpr (C::kFormsScores) own_scores[r] = Dot(raw_a, raw_b);
       }
-      GatedAt(stage.b, r) = gate(raw_b, C::kReverse, y);
+      const Piece b_row = gate(raw_b, C::kReverse, y);
+      GatedAt(stage.b, r) = b_row;
+      if constexpr (kBRest) rests[r] = RoundRest(y, b_row);
     }
     if constexpr (kOutput && C::kFormsScores) {
       auto& decay = shared_.decay[i % C::kStages][OwnSlab(own_)];
@@ -280,10 +312,27 @@ class ScanGates {
   __device__ Piece& At(typename GateBuffers<C>::Tile& tile, int r) {
     return reinterpret_cast<Piece&>(tile[first_row_ + r][Channel()]);
   }
-  template <int kBytes>
-  __device__ Piece& GatedAt(uint8_t (&slabs)[C::kSlabs][kBytes], int r) {
+  __device__ Piece& GatedAt(uint8_t (&slabs)[C::kSlabs][kSlabBytes], int r) {
     return reinterpret_cast<Piece&>(
         slabs[OwnSlab(own_)][SlabElement(first_row_ + r, Channel())]);
+  }
+  // Whether this warp's rows of B, of A, have second parts.
+  __device__ bool HasBRests() const {
+    return warp_ % kSlabWarps * kWarpRows < C::kBRests;
+  }
+  __device__ bool HasARests() const {
+    return warp_ % kSlabWarps * kWarpRows >= kChunk - C::kARests;
+  }
+  // Those of step i, to RowRests.
+  __device__ void StoreRests(int i, const LaneRests& rests) {
+    if (!HasBRests() && !(HasARests() && HasOutput(i))) return;
+    const int first = first_row_ - (HasBRests() ? 0 : kChunk - C::kRowRests);
+    auto& slab = shared_.row_rests.slab[i % C::kRowRestBuffers][OwnSlab(own_)];
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      reinterpret_cast<Piece&>(slab[SlabElement(first + r, Channel())]) =
+          rests[r];
+    }
   }
 
   // KeyRests, from what the last step, i, has gated: gates and keys are still
@@ -340,24 +389,31 @@ class ScanGates {
     }
   }
 
-  // Sends the own slab to the other block of the cluster.
-  __device__ void Publish(int stage, bool output) {
+  // Sends the own slab of step i to the other block of the cluster.
+  __device__ void Publish(int i) {
     if (Lane() != 0) return;
+    const int stage = i % C::kStages;
+    const bool output = HasOutput(i);
+    const int rest_bytes = (C::kBRests + (output ? C::kARests : 0)) * 128;
     if constexpr (C::kCluster > 1) {
       static_assert(C::kOwn == 1);
       auto& tiles = shared_.stage[stage];
       const int slab = OwnSlab(0);
       if constexpr (C::kOutput) {
-        if (output && warp_ == 0) Send(tiles.a[slab], C::kABytes, stage);
+        if (output && warp_ == 0) Send(tiles.a[slab], kSlabBytes, stage);
       }
       if (warp_ == 1) Send(tiles.b[slab], kSlabBytes, stage);
       if (warp_ == 2) {
         Send(&shared_.decay[stage][slab], sizeof(StageDecay<C>), stage);
       }
+      if constexpr (C::kRowRests > 0) {
+        auto& rests = shared_.row_rests.slab[i % C::kRowRestBuffers];
+        if (warp_ == 3) Send(rests[slab], rest_bytes, stage);
+      }
     }
     if (IsLoader()) {
       const uint32_t bytes =
-          (output ? C::kABytes : 0) + kSlabBytes + int{sizeof(StageDecay<C>)};
+          (output ? 2 : 1) * kSlabBytes + rest_bytes + sizeof(StageDecay<C>);
       BarrierArriveExpect(SharedAddress(&shared_.full[stage]),
                           (C::kSlabs - C::kOwn) * bytes);
     }

@@ -58,7 +58,7 @@ class ScanLoads {
         LoadShare(tiles.a, from_a, full);
         LoadShare(shared_.scores[stage][0], from.scores, full);
         if constexpr (C::kOwnRest) {
-          LoadShare(shared_.own_rest[stage], from.own_rest, full);
+          LoadShare(shared_.own_rest.stage[stage], from.own_rest, full);
         }
       }
     }

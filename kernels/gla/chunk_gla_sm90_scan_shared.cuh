@@ -54,7 +54,14 @@ struct ScanConfig {
   // chunk's last kARests rows, of A.
   static constexpr bool kStateRests = kLoadsScores;
   static constexpr int kARests = kStateRests ? 16 : 0;
-  static constexpr int kABytes = (kChunk + kARests) * 128;  // of a slab
+  // A chunk's first rows of which B has a second part.
+  static constexpr int kBRests = kGates && kReverse && V == 256 ? 8 : 0;
+  static constexpr int kRowRests = kARests + kBRests;
+  static constexpr int kRowRestBuffers = 2;
+  // After how many steps the first of what a step works on is written over:
+  // its rests, or its stage. (A step waits for the next one's stage, so one
+  // buffer of rests would not do.)
+  static constexpr int kReuse = kRowRests > 0 ? kRowRestBuffers : kStages;
   // Buffers of q and k before gating: two, where there is room. Of gates there
   // are two.
   static constexpr int kRaws =
@@ -75,9 +82,12 @@ struct ScanConfig {
       1 + (kFormsScores ? kOwn * (80 - 4 * kOwn)
            : kGates     ? kOwn * 16
                         : 0);
-  // Arrivals on a stage's `empty` from a block: its state warps, and without
-  // output the two that add up decays.
-  static constexpr int kUsers = kGates || kOutput ? 8 : 10;
+  // Arrivals on a stage's `empty`. Where operands are gated here: of the
+  // block's own state threads and of the other block's state warps. Else of
+  // both blocks' state warps, and without output of the two that multiply up
+  // decays.
+  static constexpr int kEmptyArrivals =
+      kGates ? 256 + 8 * (kCluster - 1) : (kOutput ? 8 : 10) * kCluster;
   static_assert(kOwn >= 1 && kOwn * kCluster == kSlabs);
 };
 
@@ -92,7 +102,8 @@ struct GateBuffers {
     Tile a;
   };
   using Raw = std::conditional_t<C::kOutput, WithOutput, UpdateOnly>;
-  Raw raw[C::kRaws][C::kOwn];
+  alignas(1024) Raw raw[C::kRaws][C::kOwn];
+  static_assert(sizeof(raw) % 1024 == 0, "as KeyRestSlab needs g aligned");
   typename C::Gate g[2][C::kOwn][kChunk][64];
   struct WarpSums {  // gates that each warp has added up
     float sums[C::kOwn][C::kGateWarps / C::kOwn][64];
@@ -113,6 +124,22 @@ using StageDecay =
     std::conditional_t<C::kFormsScores, DecayAndScores,
                        std::conditional_t<C::kGates, SlabDecay, SlabMid>>;
 
+// Second parts of a chunk's operands, rows of slabs: of B's first kBRests rows,
+// then of A's last kARests.
+template <typename C>
+struct RowRests {
+  alignas(1024) uint8_t slab[C::kRowRestBuffers][C::kSlabs][C::kRowRests * 128];
+  uint8_t zeros[8 * 128];  // the rests of B's next 8 rows, for all slabs
+};
+struct NoRowRests {};
+
+// What rounding left out of tokens' scores with themselves, of a stage.
+template <typename C>
+struct OwnRests {
+  alignas(16) float stage[C::kStages][kChunk];
+};
+struct NoOwnRests {};
+
 // Second parts of a sequence's last keys (FirstRestRow), times `edge`, so that
 // they can be added to the state behind the chunk: rows of slabs. Those of own
 // slabs lie where no gates are any more (KeyRestSlab), the other block's here.
@@ -129,7 +156,7 @@ struct ScanShared {
     uint8_t x[2][kSlabBytes];  // a slab a state warpgroup
   };
   struct OutputStage : UpdateStage {
-    uint8_t a[C::kSlabs][C::kABytes];  // rests are rows behind the others
+    uint8_t a[C::kSlabs][kSlabBytes];
   };
   using Stage = std::conditional_t<C::kOutput, OutputStage, UpdateStage>;
   Stage stage[C::kStages];
@@ -140,17 +167,18 @@ struct ScanShared {
     SteepChannels steep;  // before scores are stored
   };
   std::conditional_t<C::kGates, GateBuffers<C>, NoGateBuffers> gates;
+  std::conditional_t<(C::kRowRests > 0), RowRests<C>, NoRowRests> row_rests;
   StageDecay<C> decay[C::kStages][C::kSlabs];
-  alignas(16) float own_rest[C::kOwnRest ? C::kStages : 1][kChunk];
+  std::conditional_t<C::kOwnRest, OwnRests<C>, NoOwnRests> own_rest;
   uint64_t full[C::kStages];
   uint64_t empty[C::kStages];
-  uint64_t a_empty[C::kStages];
+  uint64_t a_empty[C::kGates ? 1 : C::kStages];
   uint64_t x_full[C::kStages];
   uint64_t scored, scores_empty;
   uint64_t g_full[2];
   uint64_t raw_full[C::kRaws];
   uint64_t rests_full;
-  SteepMeetings meetings;
+  std::conditional_t<C::kFormsScores, SteepMeetings, NoSteepMeetings> meetings;
   std::conditional_t<C::kKeyRests && (C::kCluster > 1), KeyRests<C>, NoKeyRests>
       key_rests;
 };
@@ -242,10 +270,6 @@ __device__ int FirstRestRow(const ScanWork& w) {
 template <typename C>
 __device__ uint8_t* KeyRestSlab(ScanShared<C>& shared, const ScanWork& w,
                                 int rank, int slab) {
-  static_assert(sizeof(shared.stage) % 1024 == 0 &&
-                    sizeof(shared.scores) % 1024 == 0 &&
-                    sizeof(shared.gates.raw) % 1024 == 0,
-                "the buffers of gates are at multiples of 1024 bytes");
   const int own = slab - rank * C::kOwn;
   if (own >= 0 && own < C::kOwn) {
     return reinterpret_cast<uint8_t*>(shared.gates.g[w.chunks % 2][own]);

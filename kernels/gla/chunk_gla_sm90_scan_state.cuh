@@ -87,7 +87,7 @@ class ScanState : ScanScores<C> {
       if constexpr (C::kFormsScores) LoadOwnScores(decay, own_scores);
       WgmmaWait<0>();
       Touch(p);
-      StateOutput(tiles, stored, y, a_rests, [&](int half) {
+      StateOutput(i, stored, y, a_rests, [&](int half) {
         if constexpr (C::kFormsScores) {
           if (half == 0) StoreScores(i, chunk, own_scores, p);
         } else if (!C::kGates && half % 2 == 1) {
@@ -115,7 +115,7 @@ class ScanState : ScanScores<C> {
 #pragma unroll
       for (int s = 0; s < C::kSlabs; ++s) Scale(s, decay[s].mid);
     }
-    UpdateState(tiles, x);
+    UpdateState(i, x);
     const bool has_next = i + 1 < work_.chunks;
     const int next_stage = (i + 1) % C::kStages;
     if (WaitsEarly() && has_next) WaitFull(i + 1);
@@ -128,7 +128,9 @@ class ScanState : ScanScores<C> {
 #pragma unroll
         for (int e = 0; e < 8; ++e) y[24 + e] += a_rests[e];
       }
-      if constexpr (C::kOwnRest) AddOwnRest(shared_.own_rest[stage], x, y);
+      if constexpr (C::kOwnRest) {
+        AddOwnRest(shared_.own_rest.stage[stage], x, y);
+      }
       __syncwarp();
       if constexpr (!C::kGates) {
         TellLoader(i, &shared_.a_empty[stage]);
@@ -178,9 +180,9 @@ class ScanState : ScanScores<C> {
   // `stored` is null. Calls meanwhile(half) once the products with that half of
   // a slab are under way.
   template <typename Fn>
-  __device__ void StateOutput(const Stage& tiles, uint8_t* stored,
-                              float (&y)[32], float (&a_rests)[8],
-                              Fn meanwhile) {
+  __device__ void StateOutput(int i, uint8_t* stored, float (&y)[32],
+                              float (&a_rests)[8], Fn meanwhile) {
+    const Stage& tiles = shared_.stage[i % C::kStages];
 #pragma unroll
     for (int half = 0; half < 2 * C::kSlabs; ++half) {
       const int s = half / 2, first = half % 2 * 2;
@@ -195,13 +197,16 @@ class ScanState : ScanScores<C> {
       }
       WgmmaFence();
 #pragma unroll
-      for (int i = 0; i < 2; ++i) {
+      for (int n = 0; n < 2; ++n) {
         constexpr auto kAlong = Contract::kAlongColumns;
-        const uint64_t b = StepDescriptor<kAlong>(slab, first + i);
-        Wgmma<kAlong>(y, a[i], b, true);
+        const uint64_t b = StepDescriptor<kAlong>(slab, first + n);
+        Wgmma<kAlong>(y, a[n], b, true);
         if constexpr (C::kStateRests) {
-          Wgmma<kAlong>(y, rest[i], b, true);
-          Wgmma<kAlong>(a_rests, a[i], b + (kSlabBytes >> 4), true);
+          Wgmma<kAlong>(y, rest[n], b, true);
+          const uint64_t rows =
+              SlabDescriptor(RestsOf(i, s) + C::kBRests * 128);
+          Wgmma<kAlong>(a_rests, a[n], StepDescriptor<kAlong>(rows, first + n),
+                        true);
         }
       }
       WgmmaCommit();
@@ -212,13 +217,25 @@ class ScanState : ScanScores<C> {
   }
 
   // state += x^T B, a group of products a slab.
-  __device__ void UpdateState(const Stage& tiles, const uint32_t (&x)[4][4]) {
+  __device__ void UpdateState(int i, const uint32_t (&x)[4][4]) {
+    const Stage& tiles = shared_.stage[i % C::kStages];
     WgmmaFence();
 #pragma unroll
     for (int s = 0; s < C::kSlabs; ++s) {
       Tile::template AddTokens<Contract::kAlongRows>(x, tiles.b[s], state_[s]);
+      if constexpr (C::kBRests > 0) {
+        static_assert(C::kBRests == 8, "half of a product's 16 tokens");
+        const uint64_t rows = TwoGroupsDescriptor(
+            RestsOf(i, s), SharedAddress(shared_.row_rests.zeros));
+        Wgmma<Contract::kAlongRows>(state_[s], x[0], rows, true);
+      }
       WgmmaCommit();
     }
+  }
+
+  // Where step i's RowRests of a slab are.
+  __device__ uint32_t RestsOf(int i, int s) {
+    return SharedAddress(shared_.row_rests.slab[i % C::kRowRestBuffers][s]);
   }
 
   // state += x^T KeyRests.
@@ -303,10 +320,22 @@ class ScanState : ScanScores<C> {
     }
   }
 
+  // After step i, to all that fill its stage.
   __device__ void Release(int i) {
     if (C::kOutput && warp_ == 0 && lane_ == 0) TensorStoreWaitRead();
-    __syncwarp();
-    TellLoader(i, &shared_.empty[i % C::kStages]);
+    uint64_t* const empty = &shared_.empty[i % C::kStages];
+    if constexpr (!C::kGates) {
+      __syncwarp();
+      TellLoader(i, empty);
+    } else {
+      // For what this block's gate warps store every thread has to, if
+      // racecheck is to see the order.
+      BarrierArrive(SharedAddress(empty));
+      if (C::kCluster > 1) {
+        __syncwarp();
+        TellOther(i, empty);
+      }
+    }
   }
 
   // Arrives after step i, as a warp, on a barrier in all blocks of the cluster;
@@ -314,13 +343,14 @@ class ScanState : ScanScores<C> {
   // then its loader waits: where not for a_empty itself, in silent steps, for
   // empty, of which the same lane tells it later.)
   __device__ void TellLoader(int i, uint64_t* barrier) {
-    if (i + C::kStages >= work_.chunks) return;
-    const uint32_t address = SharedAddress(barrier);
-    if constexpr (C::kCluster == 1) {
-      if (lane_ == 0) BarrierArrive(address);
-    } else if (lane_ < C::kCluster) {
-      ClusterBarrierArrive(ClusterAddress(address, lane_));
-    }
+    if (i + C::kStages >= work_.chunks || lane_ >= C::kCluster) return;
+    ClusterBarrierArrive(ClusterAddress(SharedAddress(barrier), lane_));
+  }
+  // The same, in the other block only; but not after the last kReuse steps.
+  __device__ void TellOther(int i, uint64_t* barrier) {
+    if (i + C::kReuse >= work_.chunks || lane_ > 0) return;
+    ClusterBarrierArrive(
+        ClusterAddress(SharedAddress(barrier), ClusterRank() ^ 1));
   }
 
   // Starts the store of a chunk's y, from the slab of its x.

@@ -25,6 +25,8 @@ struct SteepMeetings {
   }
 };
 
+struct NoSteepMeetings {};
+
 // Fills `channels`, by the 128 threads of a warpgroup, but with gates that are
 // not cumulative yet. Thread 2 t + i has token t and channels 4 i .. 4 i + 3;
 // `offset` is where the first of the eight channels of its token is, in a
