@@ -52,7 +52,8 @@ __device__ inline uint64_t SlabDescriptor(uint32_t address) {
   return ((address & 0x3ffff) >> 4) | kLeading | kStride | kSwizzle128;
 }
 
-// The same of 16 rows, the second group of 8 somewhere behind the first.
+// The same of 16 rows of which the second group of 8 is at `second`, anywhere
+// behind the first.
 __device__ inline uint64_t TwoGroupsDescriptor(uint32_t address,
                                                uint32_t second) {
   constexpr uint64_t kStride = uint64_t{0xffff} << 32;
@@ -60,7 +61,7 @@ __device__ inline uint64_t TwoGroupsDescriptor(uint32_t address,
          uint64_t{(second - address) >> 4} << 32;
 }
 
-// The same of a half slab, contracted along its columns: 512 bytes between
+// That of a half slab, contracted along its columns: 512 bytes between
 // groups of 8 rows, 64-byte swizzle.
 __device__ inline uint64_t HalfSlabDescriptor(uint32_t address) {
   constexpr uint64_t kStride = uint64_t{512 >> 4} << 32;

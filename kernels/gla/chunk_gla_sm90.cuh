@@ -31,8 +31,12 @@ inline constexpr float kLog2E = 1.4426950408889634f;
 inline constexpr float kMinLogGate = -120;  // e^-120 is 0 in float32
 
 // Factors of a slab's 64 channels, in the order of accumulator columns: channel
-// 8 j + 2 i + e is [i][2 j + e].
+// 8 j + 2 i + e is [i][2 j + e]. A head's channel is so in its slab's.
 using SlabFactors = float[4][20];
+__device__ inline int FactorRow(int channel) { return channel % 8 / 2; }
+__device__ inline int FactorColumn(int channel) {
+  return channel % 64 / 8 * 2 + channel % 2;
+}
 
 // Copied as a whole.
 struct alignas(16) SlabMid {

@@ -66,8 +66,7 @@ class ScanScores : protected StateTile<C> {
     if (HasSteep<C>(decay)) {
       const auto is_steep = [&decay](int channel) {
         return decay[channel / 64]
-                   .mid[channel % 8 / 2][channel % 64 / 8 * 2 + channel % 2] !=
-               1;
+                   .mid[FactorRow(channel)][FactorColumn(channel)] != 1;
       };
       Tile::AddSteepScores(chunk, is_steep, shared_.steep, shared_.meetings, p);
     }

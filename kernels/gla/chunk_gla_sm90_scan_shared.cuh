@@ -292,12 +292,13 @@ __device__ int ChunkAt(const ScanWork& w, int i) {
 template <typename C>
 __device__ void LeaveOutForgotten(const ScanArgs& args, ScanWork& w) {
   static_assert(!C::kOutput && !C::kGates);
-  constexpr int kBatch = 16;          // loads under way together
-  if (w.chunks < 2 * kBatch) return;  // Looking could cost more than it saves.
+  constexpr int kBatch = 16;  // loads under way together
+  // Where pieces are short looking costs more than it can save.
+  if (w.chunks < 2 * kBatch) return;
   __shared__ int remembered;
   if (threadIdx.x == 0) remembered = 0;
   const int channel = threadIdx.x % C::K, slab = channel / 64;
-  const int row = channel % 8 / 2, column = channel % 64 / 8 * 2 + channel % 2;
+  const int row = FactorRow(channel), column = FactorColumn(channel);
   const auto* const operands =
       static_cast<const ChunkOperands<C::K>*>(args.operands);
   float product = 1;
