@@ -522,7 +522,7 @@ def batches():
 @group
 def pieces():
     """Few heads: six or eight pieces a sequence, by kernels that start while the one before ends.
-    Pieces of two chunks: no stage of shared memory is used again, of which racecheck reports
+    Pieces of two chunks: no stage of shared memory is used again, of which racecheck has reported
     hazards that are none (docs/kernels.md, "Tests")."""
     for (K, V), (B, T, H) in [((256, 512), (1, 1024, 2)), ((256, 512), (1, 700, 1)),
                               ((128, 256), (1, 1024, 2)), ((128, 128), (1, 1024, 2)),
