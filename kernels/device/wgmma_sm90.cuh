@@ -8,7 +8,7 @@
 // operand both ways: contracted along its columns (kAlongColumns: its rows are
 // the operand's M or N) or along its rows (kAlongRows: its columns are M or N).
 // A half slab has 32 columns, 64 bytes a row; its pieces are permuted by XOR
-// with r / 2 % 4 (the 64-byte swizzle), and it serves along its columns.
+// with r / 2 % 4 (the 64-byte swizzle); it serves both ways, too.
 //
 // Accumulator of a 64 x 64 product, 32 floats a thread: with warp w and lane l
 // of the warpgroup, element [4 j + 2 i + e] is row 16 w + l / 4 + 8 i, column
@@ -25,6 +25,7 @@
 namespace gla {
 
 inline constexpr int kSlabBytes = 64 * 128;
+inline constexpr int kHalfSlabBytes = kSlabBytes / 2;
 
 enum class Contract { kAlongColumns = 0, kAlongRows = 1 };
 
@@ -42,6 +43,11 @@ __device__ inline uint32_t SlabElement(int row, int column) {
   return SlabOffset(row, column >> 3) + (column & 7) * 2;
 }
 
+// Byte offset of the 16-byte piece `piece` (0..3) of row `row` in a half slab.
+__device__ inline uint32_t HalfSlabOffset(int row, int piece) {
+  return row * 64 + ((piece ^ (row >> 1 & 3)) << 4);
+}
+
 // The matrix descriptor of a slab at a shared address: start, leading offset
 // (along columns that are M or N, to the next slab), 1024 bytes between groups
 // of 8 rows, 128-byte swizzle.
@@ -52,25 +58,18 @@ __device__ inline uint64_t SlabDescriptor(uint32_t address) {
   return ((address & 0x3ffff) >> 4) | kLeading | kStride | kSwizzle128;
 }
 
-// The same of 16 rows of which the second group of 8 is at `second`, anywhere
-// behind the first.
-__device__ inline uint64_t TwoGroupsDescriptor(uint32_t address,
-                                               uint32_t second) {
-  constexpr uint64_t kStride = uint64_t{0xffff} << 32;
-  return (SlabDescriptor(address) & ~kStride) |
-         uint64_t{(second - address) >> 4} << 32;
-}
-
-// That of a half slab, contracted along its columns: 512 bytes between
-// groups of 8 rows, 64-byte swizzle.
+// That of a half slab: leading offset, if its columns are M or N, 512 bytes
+// between groups of 8 rows, 64-byte swizzle.
+template <int kLeadingBytes = 0>
 __device__ inline uint64_t HalfSlabDescriptor(uint32_t address) {
+  constexpr uint64_t kLeading = uint64_t{kLeadingBytes >> 4} << 16;
   constexpr uint64_t kStride = uint64_t{512 >> 4} << 32;
   constexpr uint64_t kSwizzle64 = uint64_t{2} << 62;
-  return ((address & 0x3ffff) >> 4) | kStride | kSwizzle64;
+  return ((address & 0x3ffff) >> 4) | kLeading | kStride | kSwizzle64;
 }
 
-// The descriptor of the 16-deep step `step` of a slab's contraction: 0..3, of
-// half a slab 0 or 1.
+// The descriptor of the 16-deep step `step` of a slab's contraction: 0..3; of a
+// half slab's along its columns 0 or 1.
 template <Contract kContract>
 __device__ inline uint64_t StepDescriptor(uint64_t slab, int step) {
   constexpr int kBytes = kContract == Contract::kAlongColumns ? 32 : 2048;
@@ -156,6 +155,31 @@ __device__ inline void Wgmma(float (&d0)[32], float (&d1)[32], uint64_t a,
         "n"(static_cast<int>(kA)), "n"(static_cast<int>(kB)));
 }
 
+// A 64 x 256 product in the same way, B from four slabs.
+template <Contract kA, Contract kB>
+__device__ inline void Wgmma(float (&d)[4][32], uint64_t a, uint64_t b,
+                             bool accumulate) {
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %130, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16 "
+      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, "
+      "%14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, "
+      "%26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, "
+      "%38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, "
+      "%50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, "
+      "%62, %63, %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, "
+      "%74, %75, %76, %77, %78, %79, %80, %81, %82, %83, %84, %85, "
+      "%86, %87, %88, %89, %90, %91, %92, %93, %94, %95, %96, %97, "
+      "%98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, "
+      "%109, %110, %111, %112, %113, %114, %115, %116, %117, %118, "
+      "%119, %120, %121, %122, %123, %124, %125, %126, %127}, "
+      "%128, %129, p, 1, 1, %131, %132;\n}\n"
+      : GLA_WGMMA_ACCUMULATORS(d[0]), GLA_WGMMA_ACCUMULATORS(d[1]),
+        GLA_WGMMA_ACCUMULATORS(d[2]), GLA_WGMMA_ACCUMULATORS(d[3])
+      : "l"(a), "l"(b), "r"(static_cast<int>(accumulate)),
+        "n"(static_cast<int>(kA)), "n"(static_cast<int>(kB)));
+}
+
 // A 64 x 32 product, A and B from slabs: d's columns are B's first 32.
 // Elements as in the 64 x 64 accumulator, j < 4.
 template <Contract kA, Contract kB>
@@ -184,6 +208,42 @@ __device__ inline void Wgmma(float (&d)[8], const uint32_t (&a)[4], uint64_t b,
       "%14;\n}\n"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]),
         "+f"(d[6]), "+f"(d[7])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b),
+        "r"(static_cast<int>(accumulate)), "n"(static_cast<int>(kB)));
+}
+
+// A 64 x 32 product, A from registers.
+template <Contract kB>
+__device__ inline void Wgmma(float (&d)[16], const uint32_t (&a)[4], uint64_t b,
+                             bool accumulate) {
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %21, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 "
+      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, "
+      "%14, %15}, "
+      "{%16, %17, %18, %19}, %20, p, 1, 1, %22;\n}\n"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]),
+        "+f"(d[6]), "+f"(d[7]), "+f"(d[8]), "+f"(d[9]), "+f"(d[10]),
+        "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b),
+        "r"(static_cast<int>(accumulate)), "n"(static_cast<int>(kB)));
+}
+
+// A 64 x 48 product, A from registers.
+template <Contract kB>
+__device__ inline void Wgmma(float (&d)[24], const uint32_t (&a)[4], uint64_t b,
+                             bool accumulate) {
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %29, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n48k16.f32.bf16.bf16 "
+      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, "
+      "%14, %15, %16, %17, %18, %19, %20, %21, %22, %23}, "
+      "{%24, %25, %26, %27}, %28, p, 1, 1, %30;\n}\n"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]),
+        "+f"(d[6]), "+f"(d[7]), "+f"(d[8]), "+f"(d[9]), "+f"(d[10]),
+        "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]),
+        "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]),
+        "+f"(d[21]), "+f"(d[22]), "+f"(d[23])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b),
         "r"(static_cast<int>(accumulate)), "n"(static_cast<int>(kB)));
 }

@@ -38,6 +38,13 @@ __device__ inline int FactorColumn(int channel) {
   return channel % 64 / 8 * 2 + channel % 2;
 }
 
+// Masked scores, rows queries, columns keys (kScoreBytes): the half slab of the
+// chunk's first 32 keys and, behind it, rows 32 to 63 of the other keys' half:
+// earlier queries have none of these.
+inline constexpr int kEarlyScoreBytes = kHalfSlabBytes;
+inline constexpr int kLateScoreBytes = kHalfSlabBytes / 2;
+static_assert(kEarlyScoreBytes + kLateScoreBytes == kScoreBytes);
+
 // Copied as a whole.
 struct alignas(16) SlabMid {
   SlabFactors mid;
@@ -54,7 +61,7 @@ template <int K>
 struct alignas(128) ChunkOperands {
   uint8_t q[K / 64][kSlabBytes];  // q~; rows are tokens, columns 64 channels
   uint8_t k[K / 64][kSlabBytes];  // k'
-  uint8_t scores[kSlabBytes];     // rows are queries, columns keys; masked
+  uint8_t scores[kScoreBytes];    // masked
   SlabMid decay[K / 64];
   float own_rest[kChunk];  // what rounding left out of the diagonal of `scores`
 };

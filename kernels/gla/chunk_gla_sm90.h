@@ -51,9 +51,10 @@ inline int64_t StateSlots(const ChunkGlaShape& shape) {
 inline constexpr int kPartTokens = 16;
 inline constexpr int kChunkParts = kChunk / kPartTokens;
 
-// Masked scores of a chunk in two bf16 parts: slabs as they lie in shared
-// memory (wgmma_sm90.cuh), rows queries.
-using ChunkScores = uint8_t[2][kChunk * kChunk * 2];
+// Masked scores of a chunk in two bf16 parts, each without the quarter of later
+// keys and earlier queries (kEarlyScoreBytes).
+inline constexpr int kScoreBytes = kChunk * kChunk * 2 * 3 / 4;
+using ChunkScores = uint8_t[2][kScoreBytes];
 
 // What the passes below need of every chunk: gated operands and scores,
 // [ChunkSlots][H] of ChunkOperands (chunk_gla_sm90.cuh). For K = 256.

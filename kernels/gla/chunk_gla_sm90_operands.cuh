@@ -392,7 +392,13 @@ class OperandKernelRoles {
                                            : pair[1] - HighFloat(words[m]);
         }
       }
-      StoreRowWords(to.scores, row, first, words);
+      // Eight keys a lane.
+      TransposeQuad(words);
+      if (i % 2 == 1 && row < 32) continue;  // later keys than these queries
+      const int before = i % 2 == 1 ? kEarlyScoreBytes - 32 * 64 : 0;
+      *reinterpret_cast<uint4*>(to.scores + before +
+                                HalfSlabOffset(row, lane_ % 4)) =
+          make_uint4(words[0], words[1], words[2], words[3]);
     }
   }
 

@@ -31,8 +31,8 @@
 // final state. That part is added behind the last step. And scores, with 256
 // values those with a chunk's first keys, have a second part in y. Reverse, all
 // scores have, and so have both sides of dS^T A^T: A in a chunk's last 16
-// tokens, where that is most of y. And B of its first 8, which are most of what
-// it adds to dS (RowRests).
+// tokens, where that is most of y (so of dS only what meets these). And B of
+// its first 16, which are most of what it adds to dS (RowRests).
 //
 // Where only states are wanted (no y, or in the silent steps of a piece that
 // catches up) there is neither A nor scores.
@@ -54,7 +54,8 @@
 //   g_full    gates, two steps ahead, with what the forward pass added up
 //   raw_full  A and B before gating, ahead of their stage
 //   rests_full  KeyRests are: stored here, and what the other block sends
-// y is transposed in the place of its x.
+// y is transposed in the place of its x; with 256 channels the stage has one
+// for it.
 #ifndef GLA_KERNELS_GLA_CHUNK_GLA_SM90_SCAN_CUH_
 #define GLA_KERNELS_GLA_CHUNK_GLA_SM90_SCAN_CUH_
 
@@ -108,6 +109,9 @@ __global__ void __cluster_dims__(C::kCluster) __launch_bounds__(C::kThreads, 1)
     if constexpr (C::kGates) {
       ScanGates<C>(params, work, shared, rank, warp).StartLoads();
     }
+  }
+  if constexpr (C::kOutput && !C::kReverse && !C::kGates) {
+    ZeroBeforeLateScores<C>(shared);
   }
   if (!C::kBeforeGradients) LetNextKernelStart();
   AwaitKernelBefore();

@@ -32,11 +32,6 @@ class ScanGates {
 
   // After StartLoads.
   __device__ void Run() {
-    if constexpr (C::kRowRests > 0) {
-      auto& zeros = shared_.row_rests.zeros;
-      static_assert(sizeof(zeros) == 4 * 32 * C::kGateWarps);
-      reinterpret_cast<uint32_t*>(zeros)[warp_ * 32 + Lane()] = 0;
-    }
 #pragma unroll 1
     for (int i = 0; i < work_.chunks; ++i) Step(i);
     if constexpr (C::kKeyRests) {
@@ -366,10 +361,8 @@ class ScanGates {
         key[c] = (key[c] - LowFloat(pair)) * edge[c];
         key[c + 1] = (key[c + 1] - HighFloat(pair)) * edge[c + 1];
       }
-      uint8_t* const slab =
-          KeyRestSlab<C>(shared_, work_, rank_, OwnSlab(own_));
-      *reinterpret_cast<Piece*>(slab + SlabElement(row, Channel())) =
-          Round(key);
+      auto& slab = shared_.key_rests.slab[OwnSlab(own_)];
+      reinterpret_cast<Piece&>(slab[SlabElement(row, Channel())]) = Round(key);
     }
     FenceAsyncProxy();
     const uint32_t full = SharedAddress(&shared_.rests_full);
@@ -380,11 +373,10 @@ class ScanGates {
         BarrierArriveExpect(full, C::kOwn * C::kRestBytes);
       }
       if (Lane() == 0 && warp_ < C::kOwn) {
-        const uint32_t to = SharedAddress(shared_.key_rests.other[warp_]);
-        ClusterCopy(ClusterAddress(to, rank_ ^ 1),
-                    SharedAddress(
-                        KeyRestSlab<C>(shared_, work_, rank_, OwnSlab(warp_))),
-                    C::kRestBytes, ClusterAddress(full, rank_ ^ 1));
+        const uint32_t slab =
+            SharedAddress(shared_.key_rests.slab[OwnSlab(warp_)]);
+        ClusterCopy(ClusterAddress(slab, rank_ ^ 1), slab, C::kRestBytes,
+                    ClusterAddress(full, rank_ ^ 1));
       }
     }
   }
@@ -394,7 +386,7 @@ class ScanGates {
     if (Lane() != 0) return;
     const int stage = i % C::kStages;
     const bool output = HasOutput(i);
-    const int rest_bytes = (C::kBRests + (output ? C::kARests : 0)) * 128;
+    const int rest_bytes = (C::kRowRests - (output ? 0 : C::kARests)) * 128;
     if constexpr (C::kCluster > 1) {
       static_assert(C::kOwn == 1);
       auto& tiles = shared_.stage[stage];

@@ -54,9 +54,9 @@ class ScanLoads {
       if (has_output) {
         BarrierWait(SharedAddress(&shared_.a_empty[stage]), before);
         constexpr int kRestBytes = C::kOwnRest ? sizeof(from.own_rest) : 0;
-        load_decay(sizeof(tiles.a) + kSlabBytes + kRestBytes);
+        load_decay(sizeof(tiles.a) + sizeof(from.scores) + kRestBytes);
         LoadShare(tiles.a, from_a, full);
-        LoadShare(shared_.scores[stage][0], from.scores, full);
+        LoadScores(shared_.scores[stage][0], from.scores, full);
         if constexpr (C::kOwnRest) {
           LoadShare(shared_.own_rest.stage[stage], from.own_rest, full);
         }
@@ -77,6 +77,22 @@ class ScanLoads {
     const int first = rank_ * kShare;
     BulkLoadMulticast(SharedAddress(&to[first]), &from[first],
                       kShare * sizeof(T), full, (1 << C::kCluster) - 1);
+  }
+
+  // The same of scores; forward they lie apart.
+  __device__ void LoadScores(uint8_t (&to)[C::kScoreTileBytes],
+                             const uint8_t (&from)[kScoreBytes],
+                             uint32_t full) {
+    if constexpr (C::kReverse) {
+      LoadShare(to, from, full);
+    } else {
+      static_assert(C::kCluster == 2);
+      const bool late = rank_ == 1;
+      BulkLoadMulticast(SharedAddress(to) + (late ? kLateScores : 0),
+                        from + (late ? kEarlyScoreBytes : 0),
+                        late ? kLateScoreBytes : kEarlyScoreBytes, full,
+                        (1 << C::kCluster) - 1);
+    }
   }
 
   // Of four channels a thread.

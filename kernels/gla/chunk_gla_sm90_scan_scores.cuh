@@ -83,7 +83,11 @@ class ScanScores : protected StateTile<C> {
       return C::kScoreRests == kChunk || C::kKeeps ||
              (C::kScoreRests > 0 && 32 * group_ + 8 * j < C::kScoreRests);
     };
-    Tile::StoreScores(shared_.scores[0][0], IsCausal<C>, has_rest, p);
+    const uint32_t element = SharedAddress(shared_.scores[0][0]) +
+                             group_ * kHalfSlabBytes +
+                             HalfSlabOffset(Row(), 0) + lane_ % 4 * 4;
+    Tile::template StoreScores<512, C::kScoreTileBytes>(element, IsCausal<C>,
+                                                        has_rest, p);
     FenceAsyncProxy();
     BarrierArrive(SharedAddress(&shared_.scored));
   }
@@ -94,15 +98,54 @@ class ScanScores : protected StateTile<C> {
     if constexpr (C::kGates) {
       BarrierWait(SharedAddress(&shared_.scored), (i - work_.silent) & 1);
     }
-    constexpr Contract kAlong =
-        C::kReverse ? Contract::kAlongRows : Contract::kAlongColumns;
     const auto& scores = shared_.scores[C::kGates ? 0 : i % C::kStages];
     WgmmaFence();
-    Tile::template AddTokens<kAlong>(x, scores[0], y);
-    if constexpr (C::kScoreRests > 0) {
-      Tile::template AddTokens<kAlong, C::kScoreRests>(x, scores[1], y);
+    if constexpr (C::kReverse) {
+      AddQueries<3>(x, scores, y);
+    } else {
+      AddKeys<kChunk>(x, scores[0], y);
+      if constexpr (C::kScoreRests > 0) {
+        AddKeys<C::kScoreRests>(x, scores[1], y);
+      }
     }
     WgmmaCommit();
+  }
+
+  using ScoreTile = uint8_t[C::kScoreTileBytes];
+
+  // Forward: y += x^T of scores, or of their rests, of the first kKeys keys. 16
+  // keys meet all queries, of which earlier ones have zeros. (Products for only
+  // the last columns of y would wait for each other.)
+  template <int kKeys>
+  static __device__ void AddKeys(const uint32_t (&x)[4][4],
+                                 const ScoreTile& scores, float (&y)[32]) {
+    constexpr auto kAlong = Contract::kAlongColumns;
+#pragma unroll
+    for (int step = 0; step < kKeys / 16; ++step) {
+      const uint64_t half =
+          HalfSlabDescriptor(SharedAddress(scores) + step / 2 * kHalfSlabBytes);
+      Wgmma<kAlong>(y, x[step], StepDescriptor<kAlong>(half, step % 2), true);
+    }
+  }
+
+  // Back: y += x^T of scores and of their rests, of the first 16 (kStep + 1)
+  // queries, 16 at a time, the last first. They meet only keys up to theirs.
+  template <int kStep>
+  static __device__ void AddQueries(const uint32_t (&x)[4][4],
+                                    const ScoreTile (&scores)[C::kScoreParts],
+                                    float (&y)[32]) {
+    constexpr int kLeading = kHalfSlabBytes - 32 * 64;  // to the same row
+    auto& met = reinterpret_cast<float(&)[8 * (kStep + 1)]>(y);
+#pragma unroll
+    for (int part = 0; part < C::kScoreParts; ++part) {
+      const uint32_t rows = SharedAddress(scores[part]) + kStep * 16 * 64;
+      Wgmma<Contract::kAlongRows>(met, x[kStep],
+                                  HalfSlabDescriptor<kLeading>(rows), true);
+    }
+    if constexpr (kStep > 0) {
+      WgmmaFence();  // between products of different shapes
+      AddQueries<kStep - 1>(x, scores, y);
+    }
   }
 
   // Starts the store of a chunk's scores for the reverse pass, each block of
@@ -110,8 +153,11 @@ class ScanScores : protected StateTile<C> {
   __device__ void KeepScores(int chunk) {
     if (IsStorer()) {
       const int part = work_.first_value / 128;
-      BulkStore(Scores(args_, work_.chunk_slot + chunk, work_.h)[part],
-                SharedAddress(shared_.scores[0][part]), kSlabBytes);
+      uint8_t* const to =
+          Scores(args_, work_.chunk_slot + chunk, work_.h)[part];
+      const uint32_t from = SharedAddress(shared_.scores[0][part]);
+      BulkStore(to, from, kEarlyScoreBytes);
+      BulkStore(to + kEarlyScoreBytes, from + kLateScores, kLateScoreBytes);
       TensorStoreCommit();
     }
     __syncwarp();

@@ -50,12 +50,14 @@ struct ScanConfig {
                                      : V == 128 || kReverse ? kChunk
                                                             : kChunk / 2;
   static constexpr int kScoreParts = kScoreRests > 0 ? 2 : 1;
-  // Whether what the state adds to y has second parts: of the state and, in a
-  // chunk's last kARests rows, of A.
+  // Scores in shared memory: forward with zeros before the late half.
+  static constexpr int kScoreTileBytes = kReverse ? kScoreBytes : kSlabBytes;
+  // Whether what the state adds to y has second parts: of the state and of A,
+  // for a chunk's last kARests rows.
   static constexpr bool kStateRests = kLoadsScores;
   static constexpr int kARests = kStateRests ? 16 : 0;
   // A chunk's first rows of which B has a second part.
-  static constexpr int kBRests = kGates && kReverse && V == 256 ? 8 : 0;
+  static constexpr int kBRests = kGates && kReverse && V == 256 ? 16 : 0;
   static constexpr int kRowRests = kARests + kBRests;
   static constexpr int kRowRestBuffers = 2;
   // After how many steps the first of what a step works on is written over:
@@ -72,6 +74,9 @@ struct ScanConfig {
   static constexpr int kLoader = kGates ? kThreads - 32 : 256;
   // Whether what rounding left out of a token's score with itself is added.
   static constexpr bool kOwnRest = !kGates && kOutput && kReverse;
+  // Whether x is an operand of the update as it lies in shared memory: products
+  // from registers hold up their warp. y leaves from a place of its own then.
+  static constexpr bool kUpdatesFromSlabs = !kGates;
   // Registers of a thread; the warpgroups share 512, or 504 if they are three.
   static constexpr int kStateRegisters = kGates ? 168 : 232;
   static constexpr int kOtherRegisters = kGates ? 88 : 40;
@@ -103,7 +108,6 @@ struct GateBuffers {
   };
   using Raw = std::conditional_t<C::kOutput, WithOutput, UpdateOnly>;
   alignas(1024) Raw raw[C::kRaws][C::kOwn];
-  static_assert(sizeof(raw) % 1024 == 0, "as KeyRestSlab needs g aligned");
   typename C::Gate g[2][C::kOwn][kChunk][64];
   struct WarpSums {  // gates that each warp has added up
     float sums[C::kOwn][C::kGateWarps / C::kOwn][64];
@@ -129,7 +133,6 @@ using StageDecay =
 template <typename C>
 struct RowRests {
   alignas(1024) uint8_t slab[C::kRowRestBuffers][C::kSlabs][C::kRowRests * 128];
-  uint8_t zeros[8 * 128];  // the rests of B's next 8 rows, for all slabs
 };
 struct NoRowRests {};
 
@@ -141,11 +144,10 @@ struct OwnRests {
 struct NoOwnRests {};
 
 // Second parts of a sequence's last keys (FirstRestRow), times `edge`, so that
-// they can be added to the state behind the chunk: rows of slabs. Those of own
-// slabs lie where no gates are any more (KeyRestSlab), the other block's here.
+// they can be added to the state behind the chunk: rows of slabs.
 template <typename C>
 struct KeyRests {
-  alignas(1024) uint8_t other[C::kOwn][C::kRestBytes];
+  alignas(1024) uint8_t slab[C::kSlabs][C::kRestBytes];
 };
 struct NoKeyRests {};
 
@@ -158,12 +160,17 @@ struct ScanShared {
   struct OutputStage : UpdateStage {
     uint8_t a[C::kSlabs][kSlabBytes];
   };
-  using Stage = std::conditional_t<C::kOutput, OutputStage, UpdateStage>;
+  struct ApartStage : OutputStage {
+    uint8_t y[2][kSlabBytes];
+  };
+  using Stage = std::conditional_t<
+      !C::kOutput, UpdateStage,
+      std::conditional_t<C::kUpdatesFromSlabs, ApartStage, OutputStage>>;
   Stage stage[C::kStages];
   union {
     // Of a stage if they come with it, else of the step's at work.
     uint8_t scores[C::kGates || !C::kOutput ? 1 : C::kStages][C::kScoreParts]
-                  [kSlabBytes];
+                  [C::kScoreTileBytes];
     SteepChannels steep;  // before scores are stored
   };
   std::conditional_t<C::kGates, GateBuffers<C>, NoGateBuffers> gates;
@@ -179,13 +186,16 @@ struct ScanShared {
   uint64_t raw_full[C::kRaws];
   uint64_t rests_full;
   std::conditional_t<C::kFormsScores, SteepMeetings, NoSteepMeetings> meetings;
-  std::conditional_t<C::kKeyRests && (C::kCluster > 1), KeyRests<C>, NoKeyRests>
-      key_rests;
+  std::conditional_t<C::kKeyRests, KeyRests<C>, NoKeyRests> key_rests;
 };
+
+// Where scores of the later keys are in such a tile, behind zeros.
+inline constexpr int kLateScores = kSlabBytes - kLateScoreBytes;
 
 // Named barriers.
 inline constexpr int kGateBarrier = 1;
 inline constexpr int kStoreBarrier = 2;  // and 3: one a state warpgroup
+inline constexpr int kMaskBarrier = 4;   // and 5: the same
 
 // The parity of the phase in which use number i of a ring is complete.
 template <int kSize>
@@ -265,19 +275,6 @@ __device__ int FirstRestRow(const ScanWork& w) {
   return max(rows - C::kRestTokens, 0);
 }
 
-// Where the rests of a slab's keys are, in the block of rank `rank`: of an own
-// slab in the buffer of gates that the pass's last step did not use.
-template <typename C>
-__device__ uint8_t* KeyRestSlab(ScanShared<C>& shared, const ScanWork& w,
-                                int rank, int slab) {
-  const int own = slab - rank * C::kOwn;
-  if (own >= 0 && own < C::kOwn) {
-    return reinterpret_cast<uint8_t*>(shared.gates.g[w.chunks % 2][own]);
-  }
-  if constexpr (C::kCluster > 1) return shared.key_rests.other[slab % C::kOwn];
-  return nullptr;
-}
-
 // The chunk that step i of the pass works on.
 template <typename C>
 __device__ int ChunkAt(const ScanWork& w, int i) {
@@ -354,6 +351,18 @@ __device__ void LoadX(const ScanParams& params, const ScanWork& work,
 template <typename C>
 __device__ bool IsCausal(int row, int column) {
   return C::kReverse ? row <= column : column <= row;
+}
+
+// Zeros for the earlier queries in scores of later keys, where scores are
+// loaded forward. By all threads of the block.
+template <typename C>
+__device__ void ZeroBeforeLateScores(ScanShared<C>& shared) {
+  for (auto& parts : shared.scores) {
+    auto* const zeros =
+        reinterpret_cast<uint4*>(&parts[0][kLateScores - kLateScoreBytes]);
+    if (threadIdx.x < kLateScoreBytes / 16) zeros[threadIdx.x] = {};
+  }
+  FenceAsyncProxy();
 }
 
 // Whether any channel of a chunk is steep.

@@ -99,12 +99,12 @@ class ScanState : ScanScores<C> {
     BarrierWait(SharedAddress(&shared_.x_full[stage]), Parity<C::kStages>(i));
     const uint32_t x_slab = SharedAddress(tiles.x[group_]);
     uint32_t x[4][4];
-#pragma unroll
-    for (int step = 0; step < 4; ++step) {
-      LoadMatrixTransposed(x_slab + fragment_ + 2048 * step, x[step]);
-    }
     const int rows = work_.rows.length - chunk * kChunk;
-    if (rows < kChunk) MaskX(rows, x);
+    if (kOutput || !C::kUpdatesFromSlabs || rows < kChunk) LoadX(x_slab, x);
+    if (rows < kChunk) {
+      MaskX(rows, x);
+      if constexpr (C::kUpdatesFromSlabs) StoreX(x_slab, x);
+    }
     if constexpr (kOutput) ScoresOutput(i, x, y);
     if constexpr (C::kGates) {
 #pragma unroll
@@ -121,7 +121,7 @@ class ScanState : ScanScores<C> {
     if (WaitsEarly() && has_next) WaitFull(i + 1);
     if constexpr (kOutput) {
       StartScores(next_stage, p);
-      WgmmaWait<C::kSlabs + kScoreGroups>();
+      WgmmaWait<kUpdateGroups + kScoreGroups>();
       Touch(y);
       if constexpr (C::kARests > 0) {
         Touch(a_rests);
@@ -137,7 +137,7 @@ class ScanState : ScanScores<C> {
       } else if constexpr (!C::kKeeps) {
         FreeScores();
       }
-      StoreY(chunk, x_slab, y);
+      StoreY(chunk, YSlab(tiles), y);
       if constexpr (C::kKeeps) {
         KeepScores(chunk);
       } else if constexpr (C::kLoadsScores) {
@@ -175,10 +175,10 @@ class ScanState : ScanScores<C> {
     }
   }
 
-  // y += state^T A^T; what rests of A, if it has any, add to the last rows is
-  // in a_rests. Also stores the state as it was rounded for that, unless
-  // `stored` is null. Calls meanwhile(half) once the products with that half of
-  // a slab are under way.
+  // y += state^T A^T; what rests of state and A, if there are any, add to the
+  // last rows is in a_rests. Also stores the state as it was rounded for that,
+  // unless `stored` is null. Calls meanwhile(half) once the products with that
+  // half of a slab are under way.
   template <typename Fn>
   __device__ void StateOutput(int i, uint8_t* stored, float (&y)[32],
                               float (&a_rests)[8], Fn meanwhile) {
@@ -202,10 +202,13 @@ class ScanState : ScanScores<C> {
         const uint64_t b = StepDescriptor<kAlong>(slab, first + n);
         Wgmma<kAlong>(y, a[n], b, true);
         if constexpr (C::kStateRests) {
-          Wgmma<kAlong>(y, rest[n], b, true);
-          const uint64_t rows =
+          // Both for the last rows of A.
+          static_assert(C::kARests == 16 && C::kBRests % 8 == 0);
+          constexpr int kLastRows = (kChunk - C::kARests) * 128;
+          Wgmma<kAlong>(a_rests, rest[n], b + (kLastRows >> 4), true);
+          const uint64_t rests =
               SlabDescriptor(RestsOf(i, s) + C::kBRests * 128);
-          Wgmma<kAlong>(a_rests, a[n], StepDescriptor<kAlong>(rows, first + n),
+          Wgmma<kAlong>(a_rests, a[n], StepDescriptor<kAlong>(rests, first + n),
                         true);
         }
       }
@@ -216,20 +219,40 @@ class ScanState : ScanScores<C> {
     }
   }
 
-  // state += x^T B, a group of products a slab.
+  // Where y leaves from.
+  __device__ uint32_t YSlab(const Stage& tiles) const {
+    if constexpr (C::kUpdatesFromSlabs) {
+      return SharedAddress(tiles.y[group_]);
+    } else {
+      return SharedAddress(tiles.x[group_]);
+    }
+  }
+
+  static constexpr int kUpdateGroups = C::kUpdatesFromSlabs ? 1 : C::kSlabs;
+
+  // state += x^T B, in kUpdateGroups of products.
   __device__ void UpdateState(int i, const uint32_t (&x)[4][4]) {
+    constexpr auto kAlong = Contract::kAlongRows;
     const Stage& tiles = shared_.stage[i % C::kStages];
     WgmmaFence();
+    if constexpr (C::kUpdatesFromSlabs) {
+      const uint64_t a = SlabDescriptor(SharedAddress(tiles.x[group_]));
+      const uint64_t b = SlabDescriptor(SharedAddress(tiles.b[0]));
 #pragma unroll
-    for (int s = 0; s < C::kSlabs; ++s) {
-      Tile::template AddTokens<Contract::kAlongRows>(x, tiles.b[s], state_[s]);
-      if constexpr (C::kBRests > 0) {
-        static_assert(C::kBRests == 8, "half of a product's 16 tokens");
-        const uint64_t rows = TwoGroupsDescriptor(
-            RestsOf(i, s), SharedAddress(shared_.row_rests.zeros));
-        Wgmma<Contract::kAlongRows>(state_[s], x[0], rows, true);
+      for (int step = 0; step < 4; ++step) {
+        Wgmma<kAlong, kAlong>(state_, StepDescriptor<kAlong>(a, step),
+                              StepDescriptor<kAlong>(b, step), true);
       }
       WgmmaCommit();
+    } else {
+#pragma unroll
+      for (int s = 0; s < C::kSlabs; ++s) {
+        Tile::template AddTokens<kAlong>(x, tiles.b[s], state_[s]);
+        if constexpr (C::kBRests > 0) {
+          Wgmma<kAlong>(state_[s], x[0], SlabDescriptor(RestsOf(i, s)), true);
+        }
+        WgmmaCommit();
+      }
     }
   }
 
@@ -258,13 +281,11 @@ class ScanState : ScanScores<C> {
       x[i] = bits[0] | bits[1] << 16;
     }
     BarrierWait(SharedAddress(&shared_.rests_full), 0);
-    const int rank = C::kCluster > 1 ? ClusterRank() : 0;
     WgmmaFence();
 #pragma unroll
     for (int s = 0; s < C::kSlabs; ++s) {
-      const uint8_t* const rests = KeyRestSlab<C>(shared_, work_, rank, s);
-      Wgmma<Contract::kAlongRows>(state_[s], x,
-                                  SlabDescriptor(SharedAddress(rests)), true);
+      const uint32_t rests = SharedAddress(shared_.key_rests.slab[s]);
+      Wgmma<Contract::kAlongRows>(state_[s], x, SlabDescriptor(rests), true);
     }
     WgmmaCommit();
     WgmmaWait<0>();
@@ -294,7 +315,7 @@ class ScanState : ScanScores<C> {
   template <int kSlab, int kBehind>
   __device__ void FinishSlabs(const StageDecay<C>* edges, uint8_t* stored) {
     if constexpr (kSlab < C::kSlabs) {
-      WgmmaWait<C::kSlabs - 1 - kSlab + kBehind>();
+      WgmmaWait<kUpdateGroups - 1 - kSlab + kBehind>();
       Touch(state_[kSlab]);
       if (edges != nullptr) Scale(kSlab, edges[kSlab].edge);
       if (stored != nullptr) StoreSlab(kSlab, stored);
@@ -353,9 +374,10 @@ class ScanState : ScanScores<C> {
         ClusterAddress(SharedAddress(barrier), ClusterRank() ^ 1));
   }
 
-  // Starts the store of a chunk's y, from the slab of its x.
+  // Starts the store of a chunk's y, from a slab.
   __device__ void StoreY(int chunk, uint32_t slab, const float (&y)[32]) {
-    __syncwarp();  // Each warp read and writes its own 16 columns.
+    // Of x, if it was there, each warp read the 16 columns that it writes.
+    __syncwarp();
 #pragma unroll
     for (int pair = 0; pair < 4; ++pair) {
       uint32_t a[4];
@@ -377,6 +399,21 @@ class ScanState : ScanScores<C> {
         TensorStoreCommit();
       }
     }
+  }
+
+  __device__ void LoadX(uint32_t slab, uint32_t (&x)[4][4]) const {
+#pragma unroll
+    for (int step = 0; step < 4; ++step) {
+      LoadMatrixTransposed(slab + fragment_ + 2048 * step, x[step]);
+    }
+  }
+  __device__ void StoreX(uint32_t slab, const uint32_t (&x)[4][4]) const {
+#pragma unroll
+    for (int step = 0; step < 4; ++step) {
+      StoreMatrixTransposed(slab + fragment_ + 2048 * step, x[step]);
+    }
+    FenceAsyncProxy();
+    NamedBarrier(kMaskBarrier + group_, 128);
   }
 
   // Zeros in the x of rows past the sequence, whatever lies there.

@@ -24,14 +24,14 @@ class StateTile {
 
   __device__ int Thread() const { return warp_ * 32 + lane_; }
 
-  // d += x^T B, over a chunk's first tokens: rows of the slab B, or columns.
-  template <Contract kAlong, int kTokens = kChunk>
+  // d += x^T B: a chunk's tokens are rows of the slab B, or columns.
+  template <Contract kAlong>
   static __device__ void AddTokens(const uint32_t (&x)[4][4],
                                    const uint8_t (&b)[kSlabBytes],
                                    float (&d)[32]) {
     const uint64_t slab = SlabDescriptor(SharedAddress(b));
 #pragma unroll
-    for (int step = 0; step < kTokens / 16; ++step) {
+    for (int step = 0; step < 4; ++step) {
       Wgmma<kAlong>(d, x[step], StepDescriptor<kAlong>(slab, step), true);
     }
   }
@@ -57,20 +57,20 @@ class StateTile {
     }
   }
 
-  // Stores those that is_kept(row, column), the others as zeros, in bf16, and,
-  // in a second slab, what rounding left out, of columns 8 j on of this
-  // warpgroup's if has_rest(j).
-  template <typename Kept, typename Rest>
-  __device__ void StoreScores(uint8_t* slabs, Kept is_kept, Rest has_rest,
+  // Stores those that is_kept(row, column), the others as zeros, in bf16, from
+  // the shared address `element` of this thread's first on, in a slab or a half
+  // slab whose groups of 8 rows are kGroupBytes apart; and, kRestBytes behind,
+  // what rounding left out, of columns 8 j on of this warpgroup's if
+  // has_rest(j).
+  template <int kGroupBytes, int kRestBytes, typename Kept, typename Rest>
+  __device__ void StoreScores(uint32_t element, Kept is_kept, Rest has_rest,
                               const float (&p)[16]) const {
-    const uint32_t element =
-        SharedAddress(slabs) + SlabElement(Row(), Column());
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         // Eight columns on, eight rows on.
-        const uint32_t address = (element ^ (j << 4)) + i * 1024;
+        const uint32_t address = (element ^ (j << 4)) + i * kGroupBytes;
         const int row = Row() + 8 * i, column = Column() + 8 * j;
         const float low = is_kept(row, column) ? p[4 * j + 2 * i] : 0;
         const float high = is_kept(row, column + 1) ? p[4 * j + 2 * i + 1] : 0;
@@ -78,11 +78,19 @@ class StateTile {
         StoreShared32(address, packed);
         if (has_rest(j)) {
           StoreShared32(
-              address + kSlabBytes,
+              address + kRestBytes,
               PackBf16(low - LowFloat(packed), high - HighFloat(packed)));
         }
       }
     }
+  }
+  // The same to slabs.
+  template <typename Kept, typename Rest>
+  __device__ void StoreScores(uint8_t* slabs, Kept is_kept, Rest has_rest,
+                              const float (&p)[16]) const {
+    StoreScores<1024, kSlabBytes>(
+        SharedAddress(slabs) + SlabElement(Row(), Column()), is_kept, has_rest,
+        p);
   }
 
   // Adds the terms q k e^(b_t - b_u) of a chunk's channels that are
