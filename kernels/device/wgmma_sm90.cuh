@@ -8,7 +8,8 @@
 // operand both ways: contracted along its columns (kAlongColumns: its rows are
 // the operand's M or N) or along its rows (kAlongRows: its columns are M or N).
 // A half slab has 32 columns, 64 bytes a row; its pieces are permuted by XOR
-// with r / 2 % 4 (the 64-byte swizzle); it serves both ways, too.
+// with r / 2 % 4 (the 64-byte swizzle); it serves both ways, too. (A slab of 32
+// floats a row has the same layout, and serves along its columns: WgmmaWide.)
 //
 // Accumulator of a 64 x 64 product, 32 floats a thread: with warp w and lane l
 // of the warpgroup, element [4 j + 2 i + e] is row 16 w + l / 4 + 8 i, column
@@ -68,8 +69,8 @@ __device__ inline uint64_t HalfSlabDescriptor(uint32_t address) {
   return ((address & 0x3ffff) >> 4) | kLeading | kStride | kSwizzle64;
 }
 
-// The descriptor of the 16-deep step `step` of a slab's contraction: 0..3; of a
-// half slab's along its columns 0 or 1.
+// The descriptor of the 16-deep step `step` of a slab's contraction: 0..3 (with
+// floats 8-deep); of a half slab's along its columns 0 or 1.
 template <Contract kContract>
 __device__ inline uint64_t StepDescriptor(uint64_t slab, int step) {
   constexpr int kBytes = kContract == Contract::kAlongColumns ? 32 : 2048;
@@ -135,6 +136,16 @@ __device__ inline void Wgmma(float (&d)[32], uint64_t a, uint64_t b,
     GLA_WGMMA_SLABS("bf16.bf16");
   }
 #undef GLA_WGMMA_SLABS
+}
+
+// d += A B over a contraction of 8 floats, of which the first 11 significant
+// bits count; slabs have 32 columns.
+__device__ inline void WgmmaWide(float (&d)[32], uint64_t a, uint64_t b) {
+  asm volatile(
+      "wgmma.mma_async.sync.aligned.m64n64k8.f32.tf32.tf32 " GLA_WGMMA_LIST
+      "%32, %33, 1, 1, 1;\n"
+      : GLA_WGMMA_ACCUMULATORS(d)
+      : "l"(a), "l"(b));
 }
 
 // A 64 x 128 product, A from a slab, B from two slabs in a row, one behind the

@@ -5,7 +5,7 @@
 //   S_t = diag(exp(g_t)) S_{t-1} + k_t v_t^T,    o_t = scale * S_t^T q_t
 //
 // Operands are rounded before each tensor-core product, to bfloat16 on the
-// tuned path (in two parts those of the scores of 256 channels; of the
+// tuned path (to TF32 those of the scores of 256 channels; in two parts, of the
 // gradients of 128 values, what queries and keys are in; going forward, below
 // 256 channels, scores, with 256 values those of a chunk's first 32 keys, and a
 // sequence's last keys in its final state; and to fp16, scaled, of dq, dk and

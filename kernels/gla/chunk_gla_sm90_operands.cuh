@@ -1,20 +1,22 @@
 // Gated operands and scores of all chunks (GateChunks).
 //
 // An item is a chunk of a head; a block a multiprocessor takes item after item,
-// unit by unit: a unit is 64 channels of an item, in one of kSlots slots of
-// shared memory.
+// unit by unit: a unit is 64 channels of an item.
 //
-//   warps 0 .. 15 (gates)    two teams, every other unit each: q~, k^ and what
-//       rounding left out of both, and k', in the place of q, k and gates
-//   warps 16 .. 19 (scores)  mask(q~ k^^T), with q~ and k^ in two bf16 parts:
-//       scores are as good as from float32 operands (the product of the small
-//       parts is left out)
-//   warp 20 (copies)         one thread loads q, k, g and stores q~ and k'
+//   warps 0 .. 15 (gates)    two teams, every other unit each: from q, k and
+//       gates q~ and k', and q~ and k^ in 32 bits
+//   warps 16 .. 19 (scores)  mask(q~ k^^T) from these, of which 11 significant
+//       bits count: that takes less than half of what rounding scores to bf16
+//       does
+//   warp 20 (loads)          one thread loads q, k, g
+//   warp 21 (stores)         one thread stores q~, k' and the decays
 //
-// Barriers, of a slot:
+// Barriers, of a unit's inputs:
 //   full   q, k, g are there
-//   gated  the operands are
-//   empty  all score warps are done with them
+//   read   its team has them in registers
+// and of its operands:
+//   gated  they are there
+//   empty  all score warps are done with them, and what is stored has been read
 #ifndef GLA_KERNELS_GLA_CHUNK_GLA_SM90_OPERANDS_CUH_
 #define GLA_KERNELS_GLA_CHUNK_GLA_SM90_OPERANDS_CUH_
 
@@ -32,13 +34,15 @@ struct OperandConfig {
   static constexpr int K = kK;
   using Gate = GateT;
   static constexpr int kUnits = K / 64;  // of an item
-  static constexpr int kSlots = sizeof(GateT) == 4 ? 4 : 5;
   static constexpr int kTeams = 2;
+  // Units whose inputs are there or under way. Each place belongs to a team:
+  // one that waited for every other phase of a barrier could not tell them.
+  static constexpr int kInputs = kTeams * (sizeof(GateT) == 4 ? 1 : 2);
   static constexpr int kTeamWarps = 8;
   static constexpr int kGateWarps = kTeams * kTeamWarps;
-  static constexpr int kThreads = 32 * (kGateWarps + 4 + 1);
-  // Steep channels are noted of so many items: gating may be two ahead.
-  static constexpr int kNotes = 4;
+  static constexpr int kThreads = 32 * (kGateWarps + 4 + 2);
+  // Steep channels are noted of so many items: gating may be one ahead.
+  static constexpr int kNotes = 2;
 };
 
 struct OperandParams {
@@ -49,25 +53,28 @@ struct OperandParams {
 
 template <typename C>
 struct OperandShared {
-  // Gates are read before anything takes their place.
-  struct Slot {
+  struct Inputs {
     uint8_t q[kSlabBytes];
     uint8_t k[kSlabBytes];
-    uint8_t q_rest[kSlabBytes];
-    uint8_t k_rest[kSlabBytes];
-    union {
-      uint8_t late_k[kSlabBytes];  // k'
-      typename C::Gate g[kChunk][64];
-    };
+    typename C::Gate g[kChunk][64];
   };
-  Slot slot[C::kSlots];
-  SlabMid decay[C::kSlots];
+  struct Operands {
+    uint8_t q[kSlabBytes];       // q~
+    uint8_t late_k[kSlabBytes];  // k'
+    // q~ and k^ for the scores: slabs of 32 channels, 32 bits each.
+    uint8_t wide_q[2][kSlabBytes];
+    uint8_t wide_k[2][kSlabBytes];
+  };
+  alignas(1024) Inputs inputs[C::kInputs];
+  Operands operands[C::kTeams];
+  SlabMid decay[C::kTeams];
   // Gates that each warp of a team has added up, of two units in turn.
   float totals[C::kTeams][2][C::kTeamWarps][64];
   bool is_steep[C::kNotes][C::K];
   bool any_steep[C::kNotes][C::kUnits];
   SteepChannels steep;
-  uint64_t full[C::kSlots], gated[C::kSlots], empty[C::kSlots];
+  uint64_t full[C::kInputs], read[C::kInputs];
+  uint64_t gated[C::kTeams], empty[C::kTeams];
 };
 
 // Named barriers.
@@ -95,8 +102,12 @@ class OperandUnits {
     return false;
   }
 
-  __device__ int slot() const { return count % C::kSlots; }
-  __device__ uint32_t parity() const { return count / C::kSlots & 1; }
+  // Where a unit's inputs and its operands are, and the parity of how often
+  // that place has been used before.
+  __device__ int input() const { return count % C::kInputs; }
+  __device__ uint32_t input_parity() const { return count / C::kInputs & 1; }
+  __device__ int team() const { return count % C::kTeams; }
+  __device__ uint32_t team_parity() const { return count / C::kTeams & 1; }
   __device__ int note() const { return items % C::kNotes; }
 
   int count = -1, items = -1;  // before this unit, this item
@@ -140,28 +151,26 @@ class OperandKernelRoles {
 
   // --- Copies.
 
-  __device__ void Copy() {
+  __device__ void Load() {
     if (lane_ != 0) return;
-    Units loads(params_), stores(params_);
-    bool more = true;
-    for (int i = 0; i < C::kSlots && more; ++i) {
-      more = loads.Next();
-      if (more) Load(loads);
+    Units units(params_);
+    while (units.Next()) {
+      BarrierWait(SharedAddress(&shared_.read[units.input()]),
+                  units.input_parity() ^ 1);
+      LoadUnit(units);
     }
-    while (stores.Next()) {
-      BarrierWait(SharedAddress(&shared_.gated[stores.slot()]),
-                  stores.parity());
-      Store(stores);
-      // The slot of the unit before goes to the next load.
-      if (stores.count == 0 || !more) continue;
-      more = loads.Next();
-      if (!more) continue;
-      BarrierWait(SharedAddress(&shared_.empty[loads.slot()]),
-                  loads.parity() ^ 1);
-      TensorStoreWaitRead<1>();
-      Load(loads);
+  }
+
+  __device__ void Store() {
+    if (lane_ != 0) return;
+    Units units(params_);
+    while (units.Next()) {
+      BarrierWait(SharedAddress(&shared_.gated[units.team()]),
+                  units.team_parity());
+      StoreUnit(units);
+      TensorStoreWaitRead();
+      BarrierArrive(SharedAddress(&shared_.empty[units.team()]));
     }
-    TensorStoreWaitRead();
   }
 
   // --- Gates.
@@ -169,13 +178,12 @@ class OperandKernelRoles {
   __device__ void Gate() {
     Units units(params_);
     while (units.Next()) {
-      // Every unit, not only the team's: a wait that leaves out phases of a
-      // barrier takes an older one for its own.
-      BarrierWait(SharedAddress(&shared_.full[units.slot()]), units.parity());
-      if (units.count % C::kTeams != warp_ / C::kTeamWarps) continue;
+      if (units.team() != warp_ / C::kTeamWarps) continue;
+      BarrierWait(SharedAddress(&shared_.full[units.input()]),
+                  units.input_parity());
       GateUnit(units);
       FenceAsyncProxy();
-      BarrierArrive(SharedAddress(&shared_.gated[units.slot()]));
+      BarrierArrive(SharedAddress(&shared_.gated[units.team()]));
     }
   }
 
@@ -189,10 +197,11 @@ class OperandKernelRoles {
 #pragma unroll
         for (int i = 0; i < 32; ++i) p[i] = 0;
       }
-      BarrierWait(SharedAddress(&shared_.gated[units.slot()]), units.parity());
-      AddUnit(shared_.slot[units.slot()], p);
+      BarrierWait(SharedAddress(&shared_.gated[units.team()]),
+                  units.team_parity());
+      AddUnit(shared_.operands[units.team()], p);
       if (lane_ == 0) {
-        BarrierArrive(SharedAddress(&shared_.empty[units.slot()]));
+        BarrierArrive(SharedAddress(&shared_.empty[units.team()]));
       }
       if (units.unit == C::kUnits - 1) {
         AddSteep(units, p);
@@ -204,6 +213,7 @@ class OperandKernelRoles {
  private:
   using GateT = typename C::Gate;
   using Units = OperandUnits<C>;
+  using Operands = typename OperandShared<C>::Operands;
   static constexpr int kChannels = 4;            // of a lane
   static constexpr int kLanes = 64 / kChannels;  // of a row
   static constexpr int kRows = kChunk / (32 / kLanes) / C::kTeamWarps;
@@ -213,46 +223,49 @@ class OperandKernelRoles {
 
   __device__ int Thread() const { return threadIdx.x % 128; }
 
-  __device__ void Load(const Units& unit) {
-    auto& slot = shared_.slot[unit.slot()];
-    const uint32_t full = SharedAddress(&shared_.full[unit.slot()]);
+  __device__ void LoadUnit(const Units& unit) {
+    auto& to = shared_.inputs[unit.input()];
+    const uint32_t full = SharedAddress(&shared_.full[unit.input()]);
     const int column = unit.h * C::K + unit.unit * 64;
     BarrierArriveExpect(full,
                         2 * kSlabBytes + kChunk * 64 * int{sizeof(GateT)});
-    TensorLoad(SharedAddress(slot.g), &params_.g, column, unit.row, full);
-    TensorLoad(SharedAddress(slot.q), &params_.q, column, unit.row, full);
-    TensorLoad(SharedAddress(slot.k), &params_.k, column, unit.row, full);
+    TensorLoad(SharedAddress(to.g), &params_.g, column, unit.row, full);
+    TensorLoad(SharedAddress(to.q), &params_.q, column, unit.row, full);
+    TensorLoad(SharedAddress(to.k), &params_.k, column, unit.row, full);
   }
 
   __device__ ChunkOperands<C::K>& OutputOf(const Units& unit) const {
     return static_cast<ChunkOperands<C::K>*>(args_.operands)[unit.output];
   }
 
-  __device__ void Store(const Units& unit) {
-    auto& slot = shared_.slot[unit.slot()];
+  __device__ void StoreUnit(const Units& unit) {
+    auto& from = shared_.operands[unit.team()];
     auto& to = OutputOf(unit);
-    BulkStore(to.q[unit.unit], SharedAddress(slot.q), kSlabBytes);
-    BulkStore(to.k[unit.unit], SharedAddress(slot.late_k), kSlabBytes);
-    BulkStore(&to.decay[unit.unit], SharedAddress(&shared_.decay[unit.slot()]),
+    BulkStore(to.q[unit.unit], SharedAddress(from.q), kSlabBytes);
+    BulkStore(to.k[unit.unit], SharedAddress(from.late_k), kSlabBytes);
+    BulkStore(&to.decay[unit.unit], SharedAddress(&shared_.decay[unit.team()]),
               sizeof(SlabMid));
     TensorStoreCommit();
   }
 
   __device__ void GateUnit(const Units& unit) {
-    auto& slot = shared_.slot[unit.slot()];
+    auto& from = shared_.inputs[unit.input()];
+    auto& to = shared_.operands[unit.team()];
     const int channel = lane_ % kLanes * kChannels;
-    const int team = warp_ / C::kTeamWarps, part = warp_ % C::kTeamWarps;
+    const int team = unit.team(), part = warp_ % C::kTeamWarps;
     const int first = (part * (32 / kLanes) + lane_ / kLanes) * kRows;
     const auto piece = [&](uint8_t(&slab)[kSlabBytes], int r) -> Piece& {
       return reinterpret_cast<Piece&>(slab[SlabElement(first + r, channel)]);
     };
-    LaneGates g[kRows];
-    Gates own = {}, b, all;
+    const bool is_partial = unit.rows < kChunk;
+    Gates sums[kRows], own = {}, b, all;  // sums of this lane's gates so far
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
-      g[r] = reinterpret_cast<LaneGates&>(slot.g[first + r][channel]);
-      if (first + r >= unit.rows) g[r] = {};
-      AddGates(g[r], own);
+      LaneGates g = reinterpret_cast<LaneGates&>(from.g[first + r][channel]);
+      if (is_partial && first + r >= unit.rows) g = {};
+      AddGates(g, own);
+#pragma unroll
+      for (int c = 0; c < kChannels; ++c) sums[r][c] = own[c];
     }
     SumSlab(own, shared_.totals[team][unit.count / C::kTeams % 2], part,
             kOperandTeamBarrier + team, 32 * C::kTeamWarps, b, all);
@@ -262,7 +275,6 @@ class OperandKernelRoles {
       shift[c] = KeyShift(all[c]);
       late[c] = Exp2(all[c] - shift[c]);
     }
-    if (first == 0) Note(unit, channel, all);
     if (args_.log_decays != nullptr) {
       StoreLogDecays<kRows>(b, all, first, channel,
                             LogDecays(args_.log_decays, args_.shape, unit.chunk,
@@ -271,26 +283,39 @@ class OperandKernelRoles {
     Piece q[kRows], k[kRows];
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
-      q[r] = piece(slot.q, r);
-      k[r] = piece(slot.k, r);
-      if (first + r >= unit.rows) q[r] = k[r] = {};
+      q[r] = piece(from.q, r);
+      k[r] = piece(from.k, r);
+      if (is_partial && first + r >= unit.rows) q[r] = k[r] = {};
     }
+    BarrierArrive(SharedAddress(&shared_.read[unit.input()]));
+    BarrierWait(SharedAddress(&shared_.empty[team]), unit.team_parity() ^ 1);
+    if (first == 0) Note(unit, channel, all);
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
-      AddGates(g[r], b);
-      Gates x;
-      GateQuery(q[r], b, args_.scale, x);
-      q[r] = Round(x);
-      piece(slot.q, r) = q[r];
-      piece(slot.q_rest, r) = RoundRest(x, q[r]);
-      GateKey(k[r], b, shift, x);
-      k[r] = Round(x);
-      piece(slot.k, r) = k[r];
-      piece(slot.k_rest, r) = RoundRest(x, k[r]);
+      Gates x, sum;
+#pragma unroll
+      for (int c = 0; c < kChannels; ++c) sum[c] = b[c] + sums[r][c];
+      GateQuery(q[r], sum, args_.scale, x);
+      piece(to.q, r) = Round(x);
+      StoreWide(x, to.wide_q, first + r, channel);
+      GateKey(k[r], sum, shift, x);
+      StoreWide(x, to.wide_k, first + r, channel);
 #pragma unroll
       for (int c = 0; c < kChannels; ++c) x[c] *= late[c];
-      piece(slot.late_k, r) = Round(x);
+      piece(to.late_k, r) = Round(x);
     }
+  }
+
+  // For products that drop what is behind an operand's first 11 bits: 0.72 half
+  // units of the last of these in the mean, relatively, which are added first.
+  // (Numbers of up to 11 bits stay what they are.)
+  static __device__ void StoreWide(const Gates& x,
+                                   uint8_t (&slabs)[2][kSlabBytes], int row,
+                                   int channel) {
+    constexpr float kUp = 1 + 0.72f / 2048;
+    uint8_t* const to = slabs[channel / 32] + SlabOffset(row, channel % 32 / 4);
+    *reinterpret_cast<float4*>(to) = {x[0] * kUp, x[1] * kUp, x[2] * kUp,
+                                      x[3] * kUp};
   }
 
   // The decays of a unit's channels, and which of them are steep.
@@ -302,7 +327,7 @@ class OperandKernelRoles {
       decay[c] = Exp2(all[c]);
       any |= IsSteep(all[c]);
     }
-    StoreFactors(decay, channel, shared_.decay[unit.slot()].mid);
+    StoreFactors(decay, channel, shared_.decay[unit.team()].mid);
     any = __any_sync((1u << kLanes) - 1, any);
     bool* const is_steep =
         &shared_.is_steep[unit.note()][unit.unit * 64 + channel];
@@ -314,24 +339,20 @@ class OperandKernelRoles {
   }
 
   // p += q~ k^^T of a unit.
-  template <typename Slot>
-  __device__ void AddUnit(const Slot& slot, float (&p)[32]) {
-    const auto descriptor = [](const uint8_t(&slab)[kSlabBytes]) {
-      return SlabDescriptor(SharedAddress(slab));
-    };
-    constexpr Contract kAlong = Contract::kAlongColumns;
-    const auto add = [&p](uint64_t a, uint64_t b) {
-#pragma unroll
-      for (int step = 0; step < 4; ++step) {
-        Wgmma<kAlong, kAlong>(p, StepDescriptor<kAlong>(a, step),
-                              StepDescriptor<kAlong>(b, step), true);
-      }
-    };
+  __device__ void AddUnit(const Operands& operands, float (&p)[32]) {
     Touch(p);
     WgmmaFence();
-    add(descriptor(slot.q_rest), descriptor(slot.k));
-    add(descriptor(slot.q), descriptor(slot.k_rest));
-    add(descriptor(slot.q), descriptor(slot.k));
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const uint64_t a = SlabDescriptor(SharedAddress(operands.wide_q[half]));
+      const uint64_t b = SlabDescriptor(SharedAddress(operands.wide_k[half]));
+#pragma unroll
+      for (int step = 0; step < 4; ++step) {
+        constexpr auto kAlong = Contract::kAlongColumns;
+        WgmmaWide(p, StepDescriptor<kAlong>(a, step),
+                  StepDescriptor<kAlong>(b, step));
+      }
+    }
     WgmmaCommit();
     WgmmaWait<0>();
     Touch(p);
@@ -414,10 +435,13 @@ __global__ void __launch_bounds__(C::kThreads, 1)
   extern __shared__ __align__(1024) uint8_t dynamic[];
   auto& shared = *reinterpret_cast<OperandShared<C>*>(dynamic);
   if (threadIdx.x == 0) {
-    for (int s = 0; s < C::kSlots; ++s) {
-      BarrierInit(SharedAddress(&shared.full[s]), 1);
-      BarrierInit(SharedAddress(&shared.gated[s]), 32 * C::kTeamWarps);
-      BarrierInit(SharedAddress(&shared.empty[s]), 4);
+    for (int i = 0; i < C::kInputs; ++i) {
+      BarrierInit(SharedAddress(&shared.full[i]), 1);
+      BarrierInit(SharedAddress(&shared.read[i]), 32 * C::kTeamWarps);
+    }
+    for (int i = 0; i < C::kTeams; ++i) {
+      BarrierInit(SharedAddress(&shared.gated[i]), 32 * C::kTeamWarps);
+      BarrierInit(SharedAddress(&shared.empty[i]), 4 + 1);
     }
     BarrierInitFence();
   }
@@ -429,8 +453,10 @@ __global__ void __launch_bounds__(C::kThreads, 1)
     roles.Gate();
   } else if (warp < C::kGateWarps + 4) {
     roles.Score();
+  } else if (warp == C::kGateWarps + 4) {
+    roles.Load();
   } else {
-    roles.Copy();
+    roles.Store();
   }
 }
 
