@@ -6,8 +6,7 @@
 //   warps 0 .. 15 (gates)    two teams, every other unit each: from q, k and
 //       gates q~ and k', and q~ and k^ in 32 bits
 //   warps 16 .. 19 (scores)  mask(q~ k^^T) from these, of which 11 significant
-//       bits count: that takes less than half of what rounding scores to bf16
-//       does
+//       bits count: a fifth of the error of rounding scores to bf16
 //   warp 20 (loads)          one thread loads q, k, g
 //   warp 21 (stores)         one thread stores q~, k' and the decays
 //
@@ -306,9 +305,9 @@ class OperandKernelRoles {
     }
   }
 
-  // For products that drop what is behind an operand's first 11 bits: 0.72 half
-  // units of the last of these in the mean, relatively, which are added first.
-  // (Numbers of up to 11 bits stay what they are.)
+  // Stores operands of products that drop all bits but the first 11: 0.72 x
+  // 2^-11 of a number in the mean, which is added first. (Numbers of up to 11
+  // bits stay what they are.)
   static __device__ void StoreWide(const Gates& x,
                                    uint8_t (&slabs)[2][kSlabBytes], int row,
                                    int channel) {

@@ -100,10 +100,10 @@ class ScanState : ScanScores<C> {
     const uint32_t x_slab = SharedAddress(tiles.x[group_]);
     uint32_t x[4][4];
     const int rows = work_.rows.length - chunk * kChunk;
-    if (kOutput || !C::kUpdatesFromSlabs || rows < kChunk) LoadX(x_slab, x);
+    if (kOutput || !C::kUpdatesFromSlabs || rows < kChunk) ReadX(x_slab, x);
     if (rows < kChunk) {
       MaskX(rows, x);
-      if constexpr (C::kUpdatesFromSlabs) StoreX(x_slab, x);
+      if constexpr (C::kUpdatesFromSlabs) WriteX(x_slab, x);
     }
     if constexpr (kOutput) ScoresOutput(i, x, y);
     if constexpr (C::kGates) {
@@ -401,13 +401,15 @@ class ScanState : ScanScores<C> {
     }
   }
 
-  __device__ void LoadX(uint32_t slab, uint32_t (&x)[4][4]) const {
+  // x from its slab, as a product's A operand.
+  __device__ void ReadX(uint32_t slab, uint32_t (&x)[4][4]) const {
 #pragma unroll
     for (int step = 0; step < 4; ++step) {
       LoadMatrixTransposed(slab + fragment_ + 2048 * step, x[step]);
     }
   }
-  __device__ void StoreX(uint32_t slab, const uint32_t (&x)[4][4]) const {
+  // Back to its slab, masked, for products from there.
+  __device__ void WriteX(uint32_t slab, const uint32_t (&x)[4][4]) const {
 #pragma unroll
     for (int step = 0; step < 4; ++step) {
       StoreMatrixTransposed(slab + fragment_ + 2048 * step, x[step]);
