@@ -172,6 +172,8 @@ cudaError_t TunedBwd(const ChunkGlaBwdCudaArgs& args, cudaStream_t stream) {
       .own_scores = saved.own_scores,
       .states = saved.states,
       .d_states = w.d_states,
+      .has_initial_state = args.initial_state != nullptr,
+      .has_d_final_state = args.d_final_state != nullptr,
       .dq = static_cast<__nv_bfloat16*>(args.dq),
       .dk = static_cast<__nv_bfloat16*>(args.dk),
       .dg = args.dg,

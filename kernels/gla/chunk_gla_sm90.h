@@ -99,6 +99,7 @@ struct ScanArgs {
   // Stored states, one every StateChunks; null: not wanted. Forward: S before
   // the chunks. Reverse: dS after them, times `edge` (chunk_gla_sm90.cuh) of
   // the last of them unless HasOperands: as that chunk's dv is formed from it.
+  // What is zero for want of an initial_state is not stored.
   __nv_bfloat16* states;
   // The gates of every chunk added up to the end of each of its parts, in
   // powers of two, [ChunkSlots][H][K / 64][kChunkParts][64]; forward null: not
@@ -148,8 +149,9 @@ struct GradArgs {
   // all passes, and sums in another order could differ.
   const float* log_decays;
   const float* own_scores;  // as the forward pass left them
-  // As the two passes stored them.
+  // As the two passes stored them, and whether these had an initial_state.
   const __nv_bfloat16 *states, *d_states;
+  bool has_initial_state, has_d_final_state;
   // ScanBackward may keep rests of a chunk's q~ in its rows of dq until that is
   // formed: dq may not overlap anything else.
   __nv_bfloat16 *dq, *dk;

@@ -103,10 +103,12 @@ class BackwardCopies {
     constexpr int kBytes = sizeof(typename BackwardShared<C>::State);
     const uint32_t full = SharedAddress(&shared_.state_full);
     BarrierArriveExpect(full, kBytes);
-    const int64_t state =
-        (work_.chunk_slot + ChunkAt<C>(work_, i)) * args_.shape.H + work_.h;
+    const int chunk = ChunkAt<C>(work_, i);
+    const int64_t state = (work_.chunk_slot + chunk) * args_.shape.H + work_.h;
+    // A copy from before the tensor brings zeros.
+    const bool has_state = chunk > 0 || args_.has_initial_state;
     TensorLoad(SharedAddress(shared_.state), &params_.states, 0,
-               state * (kBytes / 128), full);
+               (has_state ? state : -1) * (kBytes / 128), full);
   }
 
   // Number `use` of the ring: v and d_o of one step after the other.

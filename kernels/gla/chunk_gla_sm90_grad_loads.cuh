@@ -44,8 +44,14 @@ class GradLoads {
                      work.slice) *
                         C::V +
                     value;
-    TensorLoad(SharedAddress(stage.state), &params_.states, 0, row, full);
-    TensorLoad(SharedAddress(stage.d_state), &params_.d_states, 0, row, full);
+    const GradArgs& args = params_.args;
+    const bool has_state = !work.is_first || args.has_initial_state;
+    const bool has_d_state = !work.is_last || args.has_d_final_state;
+    // A copy from before the tensor brings zeros.
+    TensorLoad(SharedAddress(stage.state), &params_.states, 0,
+               has_state ? row : -C::kValues, full);
+    TensorLoad(SharedAddress(stage.d_state), &params_.d_states, 0,
+               has_d_state ? row : -C::kValues, full);
   }
 
   const GradParams& params_;

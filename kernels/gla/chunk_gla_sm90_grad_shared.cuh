@@ -120,6 +120,7 @@ struct GradWork {
   // Of the segment, and of its first chunk, among all.
   int64_t slot, chunk_slot;
   int h, slice;
+  bool is_first, is_last;  // of the sequence
 
   __device__ int RowsOf(int chunk) const { return rows - chunk * kChunk; }
 
@@ -172,6 +173,8 @@ class GradItems {
     w->chunk_slot = FirstSlot<kChunk>(args.cu_seqlens, T, n) + before / kChunk;
     w->row = rows.first + before;
     w->rows = min(int64_t{kSegment}, rows.length - before);
+    w->is_first = before == 0;
+    w->is_last = before + kSegment >= rows.length;
     return w->rows > 0;
   }
 

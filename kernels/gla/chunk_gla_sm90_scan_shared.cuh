@@ -234,6 +234,8 @@ __device__ ScanWork FindWork(const ScanArgs& args) {
   w.piece = head % pieces + (C::kReverse && !C::kOutput);
   w.h = head / pieces % H;
   w.n = head / pieces / H;
+  // Back, first what the forward pass was at last: the L2 cache has some of it.
+  if (C::kReverse) w.n = args.shape.N - 1 - w.n;
   w.rows = FindSequence(args.cu_seqlens, args.shape.T, w.n);
   w.chunk_slot = FirstSlot<kChunk>(args.cu_seqlens, args.shape.T, w.n);
   w.state_slot =

@@ -439,7 +439,9 @@ class ScanState : ScanScores<C> {
     const bool is_stored = C::kReverse ? chunk % kEach == kEach - 1 ||
                                              chunk == work_.rows.chunks() - 1
                                        : chunk % kEach == 0;
-    if (!is_stored) return nullptr;
+    const bool is_first = chunk == (C::kReverse ? work_.rows.chunks() - 1 : 0);
+    const bool is_zero = is_first && args_.initial_state == nullptr;
+    if (!is_stored || is_zero) return nullptr;
     const int64_t slot = work_.state_slot + chunk / kEach;
     return reinterpret_cast<uint8_t*>(args_.states) +
            (slot * args_.shape.H + work_.h) * (C::K * C::V * 2) +

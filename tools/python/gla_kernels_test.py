@@ -858,6 +858,8 @@ def poison():
                 chunk_gla, problem(2, 100, 2, K, V, gates=gates))
         yield f"{K}x{V} packed", lambda K=K, V=V: case(
             chunk_gla, problem(1, 131, 2, K, V, cu_seqlens=[0, 1, 65, 65, 131]))
+        yield f"{K}x{V} from zero", lambda K=K, V=V: case(
+            chunk_gla, problem(2, 250, 2, K, V) | {"initial_state": None, "dht": None})
         yield f"{K}x{V} recurrent", lambda K=K, V=V: case(
             fused_recurrent_gla, problem(2, 20, 2, K, V))
 
