@@ -61,6 +61,7 @@ BwdWorkspace LayOutBwd(const ChunkGlaShape& s, void* base) {
   TakePieces(s, &layout, &w.scan);
   w.d_states =
       layout.Take<__nv_bfloat16>(HasScanBackward(s.V) ? 0 : StateElements(s));
+  w.scan.taken = layout.Take<int32_t>(HasScanBackward(s.V) ? 0 : 1);
   w.bytes = layout.bytes();
   return w;
 }
@@ -177,6 +178,7 @@ cudaError_t TunedBwd(const ChunkGlaBwdCudaArgs& args, cudaStream_t stream) {
       .dq = static_cast<__nv_bfloat16*>(args.dq),
       .dk = static_cast<__nv_bfloat16*>(args.dk),
       .dg = args.dg,
+      .taken = w.scan.taken,
       .reverse_blocks =
           args.shape.N * args.shape.H * (args.shape.V / 128) * w.scan.pieces,
   };

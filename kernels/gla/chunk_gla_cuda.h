@@ -13,7 +13,7 @@
 // general one; sums, gates, states and their gradients are float32. Any log
 // gate <= 0: chunks, or 16 tokens of them, whose gates would overflow the usual
 // operands take an exact slower path, chosen for each and each channel on the
-// device. Deterministic: no atomics, fixed orders.
+// device. Deterministic: every sum has one order.
 //
 // All work is queued on `stream`; nothing is allocated, nothing waits, so calls
 // can be captured into a CUDA graph. Returns the first error of a launch.

@@ -113,6 +113,7 @@ struct ScanArgs {
   // [ChunkSlots][H]; forward null: not wanted. As log_decays, but only where
   // not HasScanBackward.
   ChunkScores* scores;
+  int32_t* taken = nullptr;  // reverse, with y: becomes 0 (GradArgs)
   // Whether the kernel before in the stream is one of this call, whose first
   // has waited for all before: the pass may get ready while that kernel ends
   // (dependent_launch_sm90.cuh).
@@ -156,6 +157,7 @@ struct GradArgs {
   // formed: dq may not overlap anything else.
   __nv_bfloat16 *dq, *dk;
   void* dg;
+  int32_t* taken;  // counts items as clusters take them; ScanReverse makes it 0
   int64_t reverse_blocks;  // of ScanReverse, one a multiprocessor
 };
 // Directly behind ScanReverse in the stream, which lets it start.

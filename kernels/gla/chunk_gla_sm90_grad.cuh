@@ -29,9 +29,9 @@
 //                              block, and <S, D>
 //   warps 16, 17, 18 (keys)    a chunk each: load q, k, g and gate them during
 //                              the steps; store dq, dk, dg
-//   warp 19 (loads)            loads S, D and either do or v for both blocks,
-//                              in steps of 32 values, as far ahead as there is
-//                              room
+//   warp 19 (loads)            takes items; loads S, D and either do or v for
+//                              both blocks, in steps of 32 values, as far ahead
+//                              as there is room
 //
 // The first item takes twice as long as others, for its code comes from memory.
 // So the kernel starts while the reverse pass ends (a dependent launch), and
@@ -40,13 +40,16 @@
 // loads of steps, and all that comes of them, wait for the reverse pass; what a
 // rehearsal loads may be half written, and counts for nothing.
 //
-// A cluster takes item after item. Barriers:
+// A cluster has its first item by its place, and then takes one after the other
+// from a common count: they are not all as long, nor clusters as fast.
+// Barriers:
 //   full, empty  of a stage, one step: loaded; read by main and scores of both
 //                blocks
 //   keys_full    q and k of a chunk are there
 //   gates_full   its g is there
-//   gated_full   q~, k^ and gates of all chunks are in their place; the item is
-//                known
+//   told         the other block knows what the first one has taken
+//   known        [n % 2]: item n is in `works`, or that there is none
+//   gated_full   q~, k^ and gates of all chunks are in their place
 //   can_score    dA may be stored, here and in the other block: what had its
 //                place (dq, dk, then g) has been read in both
 //   scored       dA and <S, D> are stored, the other block's half too
@@ -94,6 +97,9 @@ __global__ void __cluster_dims__(C::kCluster) __launch_bounds__(C::kThreads, 1)
     BarrierInit(SharedAddress(&shared.can_score), kSegmentChunks * C::kCluster);
     BarrierInit(SharedAddress(&shared.scored), 128);
     BarrierInit(SharedAddress(&shared.sent), 1);
+    BarrierInit(SharedAddress(&shared.known[0]), 1);
+    BarrierInit(SharedAddress(&shared.known[1]), 1);
+    BarrierInit(SharedAddress(&shared.told), 1);
     BarrierInit(SharedAddress(&shared.keys_free), 128 * kSegmentChunks);
     BarrierInitFence();
   }
@@ -123,7 +129,10 @@ template <typename C>
 cudaError_t MakeGradParams(const GradArgs& args, GradParams* params) {
   params->args = args;
   const ChunkGlaShape& s = args.shape;
-  params->items = SegmentSlots(s) * s.H * (C::kSlices / C::kCluster);
+  const int64_t segments = args.cu_seqlens == nullptr
+                               ? s.N * CeilDiv(s.T, kSegment)
+                               : SegmentSlots(s);
+  params->items = segments * s.H * (C::kSlices / C::kCluster);
   constexpr DType kBf16 = DType::kBFloat16;
   const auto make = [&s](const void* data, int64_t columns, uint32_t box_rows,
                          uint32_t box_columns, CUtensorMap* map) {
@@ -170,19 +179,15 @@ cudaError_t MakeGradParams(const GradArgs& args, GradParams* params) {
 // others: else they would be late. (Of packed sequences, if that is so by and
 // large.)
 template <typename C>
-int Rehearsing(const GradArgs& args, int clusters) {
+int Rehearsing(const GradParams& params, int clusters) {
   constexpr int kRehearsing = 2;
-  const ChunkGlaShape& s = args.shape;
   const auto leaves_room = [](int64_t items, int64_t places, int room) {
     const int64_t last_round = items % places;
     return last_round > 0 && last_round <= places - room;
   };
-  const int64_t segments =
-      s.B == s.N ? s.N * CeilDiv(s.T, kSegment) : SegmentSlots(s);
-  return leaves_room(args.reverse_blocks, kMultiprocessors,
+  return leaves_room(params.args.reverse_blocks, kMultiprocessors,
                      kRehearsing * C::kCluster) &&
-                 leaves_room(segments * s.H * (C::kSlices / C::kCluster),
-                             clusters, kRehearsing)
+                 leaves_room(params.items, clusters, kRehearsing)
              ? kRehearsing
              : 0;
 }
@@ -200,7 +205,7 @@ cudaError_t LaunchGrad(const GradArgs& args, cudaStream_t stream) {
   }
   const int64_t blocks =
       std::min(int64_t{C::kCluster} * params.items, kMultiprocessors);
-  params.rehearsing = Rehearsing<C>(args, blocks / C::kCluster);
+  params.rehearsing = Rehearsing<C>(params, blocks / C::kCluster);
   return LaunchKernel(/*dependent=*/true, blocks, C::kThreads, kBytes, stream,
                       GradKernel<C>, params);
 }

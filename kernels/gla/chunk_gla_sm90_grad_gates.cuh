@@ -49,7 +49,7 @@ class GradGates {
         keys_(shared.keys(n, chunk)),
         raw_gates_(shared.raw_gates(n, chunk)),
         gates_(shared.gates[chunk]),
-        work_(shared.work(n, chunk)),
+        work_(shared.work(n)),
         chunk_(chunk),
         lane_(lane),
         part_(lane / kLanes),

@@ -19,12 +19,9 @@ class GradKeys {
         lane_(Opaque(threadIdx.x % 32)) {}
 
   __device__ void Run() {
-    GradItems<C> items(params_);
-    bool has_item = Find(items, 0);
     int n = 0;
-    for (; has_item; ++n) {
+    for (; shared_.HasItem(n); ++n) {
       // While the main warpgroups are at the item before.
-      const bool has_next = Find(items, n + 1);
       const Gates gates(params_, shared_, n, chunk_, lane_);
       const auto decays = gates.LoadDecays();
       BarrierWait(SharedAddress(&shared_.keys_free), (n & 1) ^ 1);
@@ -35,13 +32,11 @@ class GradKeys {
       LoadGates(n);
       if (n > 0) StoreGates(n - 1);
       auto factors = gates.FindFactors(decays, exponents);
-      if (lane_ == 0) shared_.has_next[chunk_] = has_next;
       BarrierWait(SharedAddress(&shared_.gates_full[chunk_]), n & 1);
       gates.Gate(factors);
       FenceAsyncProxy();
       BarrierArrive(SharedAddress(&shared_.gated_full));
       FreeScores();
-      has_item = has_next;
     }
     if (n > 0) {
       StoreKeys(n - 1);
@@ -52,16 +47,6 @@ class GradKeys {
 
  private:
   using Gates = GradGates<C>;
-
-  // Makes known the block's item number n, if there is one.
-  __device__ bool Find(GradItems<C>& items, int n) const {
-    GradWork work;
-    const bool found = items.Next(params_, &work);
-    if (found && lane_ == 0) Work(n) = work;
-    __syncwarp();
-    return found;
-  }
-  __device__ GradWork& Work(int n) const { return shared_.work(n, chunk_); }
 
   static constexpr bool kGatesInSlab = sizeof(typename C::Gate) == 2;
 
@@ -79,7 +64,7 @@ class GradKeys {
     const uint32_t full = SharedAddress(&shared_.keys_full[chunk_]);
     auto& keys = shared_.keys(n, chunk_);
     BarrierArriveExpect(full, sizeof(keys));
-    const int column = Column(Work(n)), row = Row(Work(n));
+    const int column = Column(shared_.work(n)), row = Row(shared_.work(n));
     TensorLoad(SharedAddress(keys.q), &params_.q, column, row, full);
     TensorLoad(SharedAddress(keys.k), &params_.k, column, row, full);
   }
@@ -95,13 +80,13 @@ class GradKeys {
     TensorStoreWaitRead<1>();  // dk may still be on its way
     BarrierArriveExpect(full, kSlabBytes);
     TensorLoad(SharedAddress(shared_.raw_gates(n, chunk_)), &params_.g,
-               Column(Work(n)), Row(Work(n)), full);
+               Column(shared_.work(n)), Row(shared_.work(n)), full);
   }
 
   // Starts to store dq and dk of item n, when they are there.
   __device__ void StoreKeys(int n) {
     BarrierWait(SharedAddress(&shared_.keys_finished[chunk_]), n & 1);
-    const GradWork& work = Work(n);
+    const GradWork& work = shared_.work(n);
     auto& keys = shared_.keys(n, chunk_);
     if (work.RowsOf(chunk_) < kChunk) {
       StoreRows(work, params_.args.dq, keys.q);
@@ -121,7 +106,7 @@ class GradKeys {
   __device__ void StoreGates(int n) {
     BarrierWait(SharedAddress(&shared_.gates_finished[chunk_]), n & 1);
     if (!kGatesInSlab) return;
-    const GradWork& work = Work(n);
+    const GradWork& work = shared_.work(n);
     auto& d_g = shared_.gates[chunk_];
     if (work.RowsOf(chunk_) < kChunk) {
       StoreRows(work, params_.args.dg, d_g);

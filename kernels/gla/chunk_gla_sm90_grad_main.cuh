@@ -20,15 +20,12 @@ class GradMain {
         thread_{WarpOfGroup(), static_cast<int>(threadIdx.x % 32)} {}
 
   __device__ void Run() {
-    GradWork unused;  // the key warps' is what counts
-    bool has_work = GradItems<C>(params_).Next(params_, &unused);
-    for (int n = 0; has_work; ++n) {
+    for (int n = 0; shared_.HasItem(n); ++n) {
       float q[32] = {}, k[32] = {};
       float flow[2];
       StateProducts(q, k);
       thread_.lane = Opaque(thread_.lane);
       BarrierWait(SharedAddress(&shared_.gated_full), n & 1);
-      has_work = shared_.has_next[chunk_];
       Within(n, q, k, flow);
       Finish(n, q, k, flow);
     }
@@ -96,7 +93,7 @@ class GradMain {
   // the flow out of the segment; what this chunk's keys add is published.
   __device__ void Within(int n, float (&q)[32], float (&k)[32],
                          float (&flow)[2]) {
-    const int last = (shared_.work(n, chunk_).rows - 1) / kChunk;
+    const int last = (shared_.work(n).rows - 1) / kChunk;
     ScaleStateProducts(last, q, k);
     float key_flow[2];
     KeyFlow(n, last, k, key_flow);
@@ -415,7 +412,7 @@ class GradMain {
 
   __device__ GradChunk Chunk(int n) const {
     auto& keys = shared_.keys(n, chunk_);
-    const GradWork& work = shared_.work(n, chunk_);
+    const GradWork& work = shared_.work(n);
     const int64_t H = params_.args.shape.H;
     return {.first = work.template KeyOffset<C>(H, chunk_),
             .stride = H * C::K,

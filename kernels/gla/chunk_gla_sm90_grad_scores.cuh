@@ -18,9 +18,8 @@ class GradScores {
         lane_(threadIdx.x % 32) {}
 
   __device__ void Run() {
-    GradItems<C> items(params_);
-    GradWork work;
-    for (int n = 0; items.Next(params_, &work); ++n) {
+    for (int n = 0; shared_.HasItem(n); ++n) {
+      const int rows = shared_.work(n).rows;
       float d_a[3][32] = {};
       float flow[8] = {};
 #pragma unroll 1
@@ -28,9 +27,9 @@ class GradScores {
         AddStep(d_a, flow);
       }
       NamedBarrierArrive(kGradLastStepBarrier, C::kThreads - 128);
-      Mask(work.rows, Single(), Single(), d_a[0]);
-      Mask(work.rows, Pair(), 0, d_a[1]);
-      Mask(work.rows, Pair(), 1, d_a[2]);
+      Mask(rows, Single(), Single(), d_a[0]);
+      Mask(rows, Pair(), 0, d_a[1]);
+      Mask(rows, Pair(), 1, d_a[2]);
       float exponent[3];
       FindExponents(d_a, exponent);
       BarrierWait(SharedAddress(&shared_.can_score), n & 1);

@@ -24,6 +24,9 @@ struct GradConfig {
   // Whether the stored dS has been scaled by its chunk's edge.
   static constexpr bool kHasEdge = !HasOperands(K);
   static constexpr int kStages = 3;
+  // So who has loaded an item's last step knows that all have begun with it
+  // (`known`, `told`).
+  static_assert(kSteps > kStages);
   static constexpr int kThreads = 128 * (kSegmentChunks + 2);
   // Registers of a thread; the warpgroups share 480, and the main ones keep the
   // 96 that all start with.
@@ -116,7 +119,9 @@ struct ScaledParts {
 // A block's slice, 64 channels, of a segment of a head.
 struct GradWork {
   int64_t row;  // the segment's first of the B T
-  int rows;     // 1 .. kSegment; 0: a rehearsal
+  // 1 .. kSegment; 0: a rehearsal, or a slot that no segment uses; -1: there is
+  // no such item
+  int rows;
   // Of the segment, and of its first chunk, among all.
   int64_t slot, chunk_slot;
   int h, slice;
@@ -131,55 +136,31 @@ struct GradWork {
   }
 };
 
-// This block's slices of its cluster's items, one after the other. The first
-// clusters to start are the last in the order of items: none has fewer.
+// What the block has to do of an item.
 template <typename C>
-class GradItems {
- public:
-  __device__ explicit GradItems(const GradParams& params) {
-    const int cluster = blockIdx.x / C::kCluster;
-    item_ = Clusters() - 1 - cluster;
-    if (cluster < params.rehearsing) item_ -= Clusters();
-  }
-
-  __device__ bool Next(const GradParams& params, GradWork* work) {
-    while (item_ < params.items) {
-      const int item = item_;
-      item_ += Clusters();
-      if (Find(params.args, max(item, 0), work)) {
-        if (item < 0) work->rows = 0;
-        return true;
-      }
-    }
-    return false;
-  }
-
- private:
-  static __device__ int Clusters() { return gridDim.x / C::kCluster; }
-
-  // False for slots that no segment uses.
-  static __device__ bool Find(const GradArgs& args, int item, GradWork* w) {
-    constexpr int kGroups = C::kSlices / C::kCluster;
-    const int H = args.shape.H;
-    const int64_t T = args.shape.T;
-    w->slice = item % kGroups * C::kCluster + ClusterRank();
-    w->h = item / kGroups % H;
-    w->slot = item / kGroups / H;
-    const int n =
-        FindSequenceOfSlot<kSegment>(args.cu_seqlens, T, args.shape.N, w->slot);
-    const SequenceRows rows = FindSequence(args.cu_seqlens, T, n);
-    const int64_t before =
-        (w->slot - FirstSlot<kSegment>(args.cu_seqlens, T, n)) * kSegment;
-    w->chunk_slot = FirstSlot<kChunk>(args.cu_seqlens, T, n) + before / kChunk;
-    w->row = rows.first + before;
-    w->rows = min(int64_t{kSegment}, rows.length - before);
-    w->is_first = before == 0;
-    w->is_last = before + kSegment >= rows.length;
-    return w->rows > 0;
-  }
-
-  int item_;
-};
+__device__ GradWork FindGradWork(const GradParams& params, int item) {
+  GradWork w;
+  w.rows = -1;
+  if (item >= params.items) return w;
+  const GradArgs& args = params.args;
+  constexpr int kGroups = C::kSlices / C::kCluster;
+  const int H = args.shape.H;
+  const int64_t T = args.shape.T;
+  w.slice = item % kGroups * C::kCluster + ClusterRank();
+  w.h = item / kGroups % H;
+  w.slot = item / kGroups / H;
+  const int n =
+      FindSequenceOfSlot<kSegment>(args.cu_seqlens, T, args.shape.N, w.slot);
+  const SequenceRows rows = FindSequence(args.cu_seqlens, T, n);
+  const int64_t before =
+      (w.slot - FirstSlot<kSegment>(args.cu_seqlens, T, n)) * kSegment;
+  w.chunk_slot = FirstSlot<kChunk>(args.cu_seqlens, T, n) + before / kChunk;
+  w.row = rows.first + before;
+  w.rows = min(int64_t{kSegment}, max(rows.length - before, int64_t{0}));
+  w.is_first = before == 0;
+  w.is_last = before + kSegment >= rows.length;
+  return w;
+}
 
 // Which of GradShared::d_a has the block of queries of chunk `c` and keys of
 // chunk `key`.
@@ -225,9 +206,10 @@ struct GradShared {
   // sum of its terms of dg.
   float key_flow[kSegmentChunks][64];
   float terms[kSegmentChunks][64];
-  // By chunk: the last items and the next one, and whether there is one.
-  GradWork works[4][kSegmentChunks];  // three, and one more for the mask
-  bool has_next[kSegmentChunks];
+  // The last items' and the next one's: three, and one more for the mask.
+  GradWork works[4];
+  // [0]: the cluster's next item. (16 bytes, to be copied.)
+  alignas(16) int next_item[4];
   int32_t any_steep[kSegmentChunks];
   int32_t is_gentle[kSegmentChunks];
   uint64_t full[C::kStages];
@@ -236,9 +218,15 @@ struct GradShared {
   uint64_t keys_finished[kSegmentChunks], gates_finished[kSegmentChunks];
   uint64_t gated_full, scored, can_score, sent, keys_free;
   uint64_t steep_meeting[kSegmentChunks];  // of a main warpgroup
+  uint64_t known[2], told;
 
   // Of item n.
-  __device__ GradWork& work(int n, int chunk) { return works[n & 3][chunk]; }
+  __device__ GradWork& work(int n) { return works[n & 3]; }
+  // Waits until it is known; whether there is one.
+  __device__ bool HasItem(int n) {
+    BarrierWait(SharedAddress(&known[n & 1]), n / 2 & 1);
+    return work(n).rows >= 0;
+  }
   __device__ Keys& keys(int n, int chunk) { return half[n & 1].keys[chunk]; }
   // Where g is loaded: in the place of the last item's dq.
   __device__ uint8_t (&raw_gates(int n, int chunk))[kSlabBytes] {

@@ -115,6 +115,9 @@ __global__ void __cluster_dims__(C::kCluster) __launch_bounds__(C::kThreads, 1)
   }
   if (!C::kBeforeGradients) LetNextKernelStart();
   AwaitKernelBefore();
+  if (C::kBeforeGradients && blockIdx.x == 0 && threadIdx.x == 0) {
+    *params.args.taken = 0;
+  }
   __syncthreads();
   if constexpr (!C::kOutput && !C::kGates) {
     LeaveOutForgotten<C>(params.args, work);

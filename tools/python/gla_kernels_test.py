@@ -500,10 +500,15 @@ def batches():
                                                TUNED_HEADS[-1:] if options.quick else TUNED_HEADS):
         yield f"B{B} T{T} H{H} {K}x{V}", lambda B=B, T=T, H=H, K=K, V=V: check(
             chunk_gla, problem(B, T, H, K, V), CHUNK_LIMITS)
-    # The gradient kernel begins with a rehearsal, beside the reverse pass.
+    # The gradient kernel begins with a rehearsal, beside the reverse pass. Packed, the item that
+    # a rehearsing cluster has by its place is an empty sequence's.
     for (K, V), gate_dtype in itertools.product(TUNED_HEADS[:2], (FP32, BF16)):
-        yield f"rehearsed {K}x{V} gates {dtype_name(gate_dtype)}", lambda K=K, V=V, g=gate_dtype: (
-            check(chunk_gla, problem(35, 5, 2, K, V, gate_dtype=g), CHUNK_LIMITS))
+        name = f"rehearsed {K}x{V} gates {dtype_name(gate_dtype)}"
+        yield name, lambda K=K, V=V, g=gate_dtype: check(
+            chunk_gla, problem(35, 5, 2, K, V, gate_dtype=g), CHUNK_LIMITS)
+        yield f"packed, {name}", lambda K=K, V=V, g=gate_dtype: check(
+            chunk_gla, problem(1, 175, 2, K, V, gate_dtype=g,
+                               cu_seqlens=[0] + list(range(0, 176, 5))), CHUNK_LIMITS)
     # Blocks of 128 values for just over a third of the GPU: sequences are cut in two.
     for K, V in TUNED_HEADS[-1:] if options.quick else TUNED_HEADS:
         H = 16 * 128 // V
@@ -858,8 +863,14 @@ def poison():
                 chunk_gla, problem(2, 100, 2, K, V, gates=gates))
         yield f"{K}x{V} packed", lambda K=K, V=V: case(
             chunk_gla, problem(1, 131, 2, K, V, cu_seqlens=[0, 1, 65, 65, 131]))
-        yield f"{K}x{V} from zero", lambda K=K, V=V: case(
-            chunk_gla, problem(2, 250, 2, K, V) | {"initial_state": None, "dht": None})
+        # States that are zero are not stored. In two pieces, packed, in six or eight pieces.
+        for absent in ("initial_state",), ("dht",), ("initial_state", "dht"):
+            yield f"{K}x{V} no {', '.join(absent)}", lambda K=K, V=V, absent=absent: case(
+                chunk_gla, problem(2, 250, 2, K, V) | dict.fromkeys(absent))
+        for name, T, cu_seqlens in ("packed", 700, [0, 0, 250, 300, 700]), ("long", 1024, None):
+            yield f"{K}x{V} no states, {name}", lambda K=K, V=V, T=T, c=cu_seqlens: case(
+                chunk_gla, problem(1, T, 1, K, V, cu_seqlens=c) |
+                {"initial_state": None, "dht": None})
         yield f"{K}x{V} recurrent", lambda K=K, V=V: case(
             fused_recurrent_gla, problem(2, 20, 2, K, V))
 
