@@ -110,10 +110,12 @@ class ScanLoads {
         const int column = (channel + c) / 8 * 2 + c % 2;
         product[c] *= decay.mid[row][column];
       }
+      // As ScanState's Arrive.
+      const uint32_t empty = SharedAddress(&shared_.empty[stage]);
+      BarrierArrive(empty);
       __syncwarp();
-      if (thread % 32 < C::kCluster && i + C::kStages < work_.chunks) {
-        ClusterBarrierArrive(
-            ClusterAddress(SharedAddress(&shared_.empty[stage]), thread % 32));
+      if (thread % 32 == 0 && i + C::kStages < work_.chunks) {
+        ClusterBarrierArrive(ClusterAddress(empty, rank_ ^ 1));
       }
     }
     float* const to = PieceDecay<C>(params_.args, work_, slab) + channel;

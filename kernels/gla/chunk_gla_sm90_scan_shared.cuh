@@ -87,12 +87,12 @@ struct ScanConfig {
       1 + (kFormsScores ? kOwn * (80 - 4 * kOwn)
            : kGates     ? kOwn * 16
                         : 0);
-  // Arrivals on a stage's `empty`. Where operands are gated here: of the
-  // block's own state threads and of the other block's state warps. Else of
-  // both blocks' state warps, and without output of the two that multiply up
-  // decays.
+  // Arrivals on a stage's `a_empty`: of the block's own state threads and of
+  // the other block's state warps; and on `empty`: without gates and output
+  // also of the warps that multiply up decays.
+  static constexpr int kAEmptyArrivals = 256 + 8 * (kCluster - 1);
   static constexpr int kEmptyArrivals =
-      kGates ? 256 + 8 * (kCluster - 1) : (kOutput ? 8 : 10) * kCluster;
+      kAEmptyArrivals + (kGates || kOutput ? 0 : 64 + 2 * (kCluster - 1));
   static_assert(kOwn >= 1 && kOwn * kCluster == kSlabs);
 };
 

@@ -131,10 +131,10 @@ class ScanState : ScanScores<C> {
       if constexpr (C::kOwnRest) {
         AddOwnRest(shared_.own_rest.stage[stage], x, y);
       }
-      __syncwarp();
       if constexpr (!C::kGates) {
-        TellLoader(i, &shared_.a_empty[stage]);
+        Arrive(i, &shared_.a_empty[stage]);
       } else if constexpr (!C::kKeeps) {
+        __syncwarp();
         FreeScores();
       }
       StoreY(chunk, YSlab(tiles), y);
@@ -144,8 +144,7 @@ class ScanState : ScanScores<C> {
         if (has_next) LoadScores(i + 1);
       }
     } else if constexpr (C::kOutput && !C::kGates) {
-      __syncwarp();
-      TellLoader(i, &shared_.a_empty[stage]);
+      Arrive(i, &shared_.a_empty[stage]);
     }
     FinishUpdate<kOutput ? kScoreGroups : 0>(C::kReverse ? i + 1 : i);
     Release(i);
@@ -344,31 +343,18 @@ class ScanState : ScanScores<C> {
   // After step i, to all that fill its stage.
   __device__ void Release(int i) {
     if (C::kOutput && warp_ == 0 && lane_ == 0) TensorStoreWaitRead();
-    uint64_t* const empty = &shared_.empty[i % C::kStages];
-    if constexpr (!C::kGates) {
-      __syncwarp();
-      TellLoader(i, empty);
-    } else {
-      // For what this block's gate warps store every thread has to, if
-      // racecheck is to see the order.
-      BarrierArrive(SharedAddress(empty));
-      if (C::kCluster > 1) {
-        __syncwarp();
-        TellOther(i, empty);
-      }
-    }
+    Arrive(i, &shared_.empty[i % C::kStages]);
   }
 
-  // Arrives after step i, as a warp, on a barrier in all blocks of the cluster;
-  // but not after a stage's last use: then the other block may be gone. (Until
-  // then its loader waits: where not for a_empty itself, in silent steps, for
-  // empty, of which the same lane tells it later.)
-  __device__ void TellLoader(int i, uint64_t* barrier) {
-    if (i + C::kStages >= work_.chunks || lane_ >= C::kCluster) return;
-    ClusterBarrierArrive(ClusterAddress(SharedAddress(barrier), lane_));
-  }
-  // The same, in the other block only; but not after the last kReuse steps.
-  __device__ void TellOther(int i, uint64_t* barrier) {
+  // Arrives after step i on this block's barrier, every thread for itself,
+  // which is what racecheck follows; and as a warp on the other block's, but
+  // not after the last kReuse steps: then that block may be gone. (Until then
+  // its loader waits: where not for a_empty itself, in silent steps, for empty,
+  // of which the same lane tells it later.)
+  __device__ void Arrive(int i, uint64_t* barrier) {
+    BarrierArrive(SharedAddress(barrier));
+    if (C::kCluster == 1) return;
+    __syncwarp();
     if (i + C::kReuse >= work_.chunks || lane_ > 0) return;
     ClusterBarrierArrive(
         ClusterAddress(SharedAddress(barrier), ClusterRank() ^ 1));
