@@ -69,7 +69,7 @@ struct ChunkGlaBwdCudaArgs {
   const void *q, *k;           // [B, T, H, K] dtype
   const void* v;               // [B, T, H, V] dtype
   const void* g;               // [B, T, H, K] gate_dtype
-  const float* initial_state;  // [N, H, K, V]; null: zero
+  const float* initial_state;  // [N, H, K, V]; null if it was
   const int32_t* cu_seqlens;   // [N + 1] device memory; null: none
   const void* saved;
   const void* d_o;             // [B, T, H, V] dtype

@@ -165,7 +165,7 @@ cudaError_t SegmentGradients(const GradArgs& args, cudaStream_t stream);
 
 // The reverse pass and the gradients at once, where HasScanBackward: `scan` as
 // for ScanReverse, without stored states and not in two pieces; `grad` without
-// `d_states`.
+// `d_states` and `taken`.
 cudaError_t ScanBackward(const ScanArgs& scan, const GradArgs& grad,
                          cudaStream_t stream);
 

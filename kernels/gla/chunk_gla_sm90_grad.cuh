@@ -175,9 +175,9 @@ cudaError_t MakeGradParams(const GradArgs& args, GradParams* params) {
 }
 
 // How many of `clusters` rehearse: two, if they find multiprocessors free
-// before the last blocks of the reverse pass end, and have an item less than
-// others: else they would be late. (Of packed sequences, if that is so by and
-// large.)
+// before the last blocks of the reverse pass end, and not all clusters have
+// something to do in the last round of items: else these would be late. (Of
+// packed sequences, if that is so by and large.)
 template <typename C>
 int Rehearsing(const GradParams& params, int clusters) {
   constexpr int kRehearsing = 2;

@@ -347,10 +347,10 @@ class ScanState : ScanScores<C> {
   }
 
   // Arrives after step i on this block's barrier, every thread for itself,
-  // which is what racecheck follows; and as a warp on the other block's, but
-  // not after the last kReuse steps: then that block may be gone. (Until then
-  // its loader waits: where not for a_empty itself, in silent steps, for empty,
-  // of which the same lane tells it later.)
+  // which racecheck follows where a block is alone; and as a warp on the other
+  // block's, but not after the last kReuse steps: then that block may be gone.
+  // (Until then its loader waits: where not for a_empty itself, in silent
+  // steps, for empty, of which the same lane tells it later.)
   __device__ void Arrive(int i, uint64_t* barrier) {
     BarrierArrive(SharedAddress(barrier));
     if (C::kCluster == 1) return;

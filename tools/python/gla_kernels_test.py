@@ -499,8 +499,8 @@ def batches():
                                                TUNED_HEADS[-1:] if options.quick else TUNED_HEADS):
         yield f"B{B} T{T} H{H} {K}x{V}", lambda B=B, T=T, H=H, K=K, V=V: check(
             chunk_gla, problem(B, T, H, K, V), CHUNK_LIMITS)
-    # The gradient kernel begins with a rehearsal, beside the reverse pass. Packed, the item that
-    # a rehearsing cluster has by its place is an empty sequence's.
+    # The gradient kernel begins with a rehearsal, beside the reverse pass. Packed, the first items
+    # that clusters have by their place are an empty sequence's.
     for (K, V), gate_dtype in itertools.product(TUNED_HEADS[:2], (FP32, BF16)):
         name = f"rehearsed {K}x{V} gates {dtype_name(gate_dtype)}"
         yield name, lambda K=K, V=V, g=gate_dtype: check(
@@ -526,7 +526,7 @@ def batches():
 @group
 def pieces():
     """Few heads: six or eight pieces a sequence, by kernels that start while the one before ends.
-    Pieces of two chunks: no stage of shared memory is used again, of which racecheck has reported
+    Pieces of two chunks: no stage of shared memory is used again, of which racecheck reports
     hazards that are none (docs/kernels.md, "Tests")."""
     for (K, V), (B, T, H) in [((256, 512), (1, 1024, 2)), ((256, 512), (1, 700, 1)),
                               ((128, 256), (1, 1024, 2)), ((128, 128), (1, 1024, 2)),
