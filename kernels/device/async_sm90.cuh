@@ -66,8 +66,11 @@ __device__ inline void NamedBarrierArrive(int id, int threads) {
   asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
-// Orders this thread's ordinary shared-memory writes before later reads of
-// wgmma and of bulk copies (once a barrier has told their issuer).
+// Orders this thread's ordinary accesses to shared memory before later ones of
+// wgmma and of bulk copies (once a barrier has told their issuer): writes
+// before what these read, and reads before what copies write. An arrival on a
+// barrier does not wait for this thread's loads: behind global loads of other
+// warps they can be so late that a copy is there first.
 __device__ inline void FenceAsyncProxy() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }

@@ -286,6 +286,7 @@ class OperandKernelRoles {
       k[r] = piece(from.k, r);
       if (is_partial && first + r >= unit.rows) q[r] = k[r] = {};
     }
+    FenceAsyncProxy();  // Before the next load writes there.
     BarrierArrive(SharedAddress(&shared_.read[unit.input()]));
     BarrierWait(SharedAddress(&shared_.empty[team]), unit.team_parity() ^ 1);
     if (first == 0) Note(unit, channel, all);
