@@ -7,11 +7,11 @@
 //       gates q~ and k', and q~ and k^ in 32 bits
 //   warps 16 .. 19 (scores)  mask(q~ k^^T) from these, of which 11 significant
 //       bits count: a fifth of the error of rounding scores to bf16
-//   warp 20 (loads)          one thread loads q, k, g
+//   warp 20 (loads)          one thread finds items, and loads q, k, g
 //   warp 21 (stores)         one thread stores q~, k' and the decays
 //
 // Barriers, of a unit's inputs:
-//   full   q, k, g are there
+//   full   q, k, g are there, and what the unit's item is
 //   read   its team has them in registers
 // and of its operands:
 //   gated  they are there
@@ -42,12 +42,22 @@ struct OperandConfig {
   static constexpr int kThreads = 32 * (kGateWarps + 4 + 2);
   // Steep channels are noted of so many items: gating may be one ahead.
   static constexpr int kNotes = 2;
+  // Items are known of so many: the loads may be two ahead of the scores.
+  static constexpr int kItems = 4;
 };
 
 struct OperandParams {
   OperandArgs args;
   int items;
   CUtensorMap q, k, g;  // [B T, H K]; boxes 64 x 64
+};
+
+// A chunk of a head.
+struct OperandItem {
+  int64_t row;     // the chunk's first of the B T
+  int64_t output;  // the index of its operands
+  int rows;        // that the sequence has of it; 0 if there are no more items
+  int chunk, h;
 };
 
 template <typename C>
@@ -72,6 +82,7 @@ struct OperandShared {
   bool is_steep[C::kNotes][C::K];
   bool any_steep[C::kNotes][C::kUnits];
   SteepChannels steep;
+  OperandItem items[C::kItems];
   uint64_t full[C::kInputs], read[C::kInputs];
   uint64_t gated[C::kTeams], empty[C::kTeams];
 };
@@ -80,61 +91,20 @@ struct OperandShared {
 inline constexpr int kOperandScoreBarrier = 1;
 inline constexpr int kOperandTeamBarrier = 2;  // and 3: one a team
 
-// The units of a block, one after the other. All roles count them.
+// One of a block's units: `unit` of the block's item number `item`. All roles
+// count them.
 template <typename C>
-class OperandUnits {
- public:
-  __device__ explicit OperandUnits(const OperandParams& params)
-      : params_(params), item_(blockIdx.x) {}
+struct OperandUnit {
+  int item, unit;
 
-  __device__ bool Next() {
-    ++count;
-    ++unit;
-    if (unit % C::kUnits != 0) return true;
-    unit = 0;
-    ++items;
-    while (item_ < params_.items) {
-      const int item = item_;
-      item_ += gridDim.x;
-      if (Find(item)) return true;
-    }
-    return false;
-  }
-
-  // Where a unit's inputs and its operands are, and the parity of how often
-  // that place has been used before.
-  __device__ int input() const { return count % C::kInputs; }
-  __device__ uint32_t input_parity() const { return count / C::kInputs & 1; }
-  __device__ int team() const { return count % C::kTeams; }
-  __device__ uint32_t team_parity() const { return count / C::kTeams & 1; }
-  __device__ int note() const { return items % C::kNotes; }
-
-  int count = -1, items = -1;  // before this unit, this item
-  int unit = -1;               // of the item
-  int chunk, h;
-  int64_t row;     // the chunk's first of the B T
-  int rows;        // that the sequence has of it
-  int64_t output;  // the index of the item's operands
-
- private:
-  __device__ bool Find(int item) {
-    const ChunkGlaShape& s = params_.args.shape;
-    const int32_t* const cu_seqlens = params_.args.cu_seqlens;
-    const int H = s.H;
-    output = item;
-    h = item % H;
-    chunk = item / H;
-    const int n = FindSequenceOfSlot<kChunk>(cu_seqlens, s.T, s.N, chunk);
-    const SequenceRows sequence = FindSequence(cu_seqlens, s.T, n);
-    const int64_t before =
-        (chunk - FirstSlot<kChunk>(cu_seqlens, s.T, n)) * kChunk;
-    row = sequence.first + before;
-    rows = min(int64_t{kChunk}, sequence.length - before);
-    return rows > 0;
-  }
-
-  const OperandParams& params_;
-  int item_;
+  // Where its inputs and its operands are, and the parity of how often that
+  // place has been used before.
+  __device__ int count() const { return item * C::kUnits + unit; }
+  __device__ int input() const { return count() % C::kInputs; }
+  __device__ uint32_t input_parity() const { return count() / C::kInputs & 1; }
+  __device__ int team() const { return count() % C::kTeams; }
+  __device__ uint32_t team_parity() const { return count() / C::kTeams & 1; }
+  __device__ int note() const { return item % C::kNotes; }
 };
 
 template <typename C>
@@ -152,66 +122,95 @@ class OperandKernelRoles {
 
   __device__ void Load() {
     if (lane_ != 0) return;
-    Units units(params_);
-    while (units.Next()) {
-      BarrierWait(SharedAddress(&shared_.read[units.input()]),
-                  units.input_parity() ^ 1);
-      LoadUnit(units);
+    int next = blockIdx.x;
+    bool any = true;
+#pragma unroll 1
+    for (int i = 0; any; ++i) {
+      AwaitRead({i, 0});
+      OperandItem& item = shared_.items[i % C::kItems];
+      any = FindItem(next, item);
+      // That there is none is told to each team.
+      const int units = any ? C::kUnits : C::kTeams;
+#pragma unroll 1
+      for (int u = 0; u < units; ++u) {
+        const Unit unit{i, u};
+        AwaitRead(unit);
+        if (any) {
+          LoadUnit(unit, item);
+        } else {
+          BarrierArrive(SharedAddress(&shared_.full[unit.input()]));
+        }
+      }
     }
   }
 
   __device__ void Store() {
     if (lane_ != 0) return;
-    Units units(params_);
-    while (units.Next()) {
-      BarrierWait(SharedAddress(&shared_.gated[units.team()]),
-                  units.team_parity());
-      StoreUnit(units);
-      TensorStoreWaitRead();
-      BarrierArrive(SharedAddress(&shared_.empty[units.team()]));
+#pragma unroll 1
+    for (int i = 0;; ++i) {
+#pragma unroll 1
+      for (int u = 0; u < C::kUnits; ++u) {
+        const Unit unit{i, u};
+        BarrierWait(SharedAddress(&shared_.gated[unit.team()]),
+                    unit.team_parity());
+        if (ItemOf(unit).rows == 0) return;
+        StoreUnit(unit);
+        TensorStoreWaitRead();
+        BarrierArrive(SharedAddress(&shared_.empty[unit.team()]));
+      }
     }
   }
 
   // --- Gates.
 
   __device__ void Gate() {
-    Units units(params_);
-    while (units.Next()) {
-      if (units.team() != warp_ / C::kTeamWarps) continue;
-      BarrierWait(SharedAddress(&shared_.full[units.input()]),
-                  units.input_parity());
-      GateUnit(units);
-      FenceAsyncProxy();
-      BarrierArrive(SharedAddress(&shared_.gated[units.team()]));
+#pragma unroll 1
+    for (int i = 0;; ++i) {
+#pragma unroll 1
+      for (int u = warp_ / C::kTeamWarps; u < C::kUnits; u += C::kTeams) {
+        const Unit unit{i, u};
+        BarrierWait(SharedAddress(&shared_.full[unit.input()]),
+                    unit.input_parity());
+        const bool any = ItemOf(unit).rows > 0;
+        if (any) {
+          GateUnit(unit);
+        } else {
+          AwaitEmpty(unit);  // None misses the phase before.
+        }
+        FenceAsyncProxy();
+        BarrierArrive(SharedAddress(&shared_.gated[unit.team()]));
+        if (!any) return;
+      }
     }
   }
 
   // --- Scores.
 
   __device__ void Score() {
-    Units units(params_);
-    float p[32];
-    while (units.Next()) {
-      if (units.unit == 0) {
-#pragma unroll
-        for (int i = 0; i < 32; ++i) p[i] = 0;
+#pragma unroll 1
+    for (int i = 0;; ++i) {
+      float p[32] = {};
+#pragma unroll 1
+      for (int u = 0; u < C::kUnits; ++u) {
+        const Unit unit{i, u};
+        BarrierWait(SharedAddress(&shared_.gated[unit.team()]),
+                    unit.team_parity());
+        if (ItemOf(unit).rows == 0) return;
+        AddUnit(shared_.operands[unit.team()], p);
+        if (lane_ == 0) {
+          BarrierArrive(SharedAddress(&shared_.empty[unit.team()]));
+        }
       }
-      BarrierWait(SharedAddress(&shared_.gated[units.team()]),
-                  units.team_parity());
-      AddUnit(shared_.operands[units.team()], p);
-      if (lane_ == 0) {
-        BarrierArrive(SharedAddress(&shared_.empty[units.team()]));
-      }
-      if (units.unit == C::kUnits - 1) {
-        AddSteep(units, p);
-        StoreScores(units, p);
-      }
+      const Unit unit{i, 0};
+      AddSteep(unit, p);
+      StoreScores(unit, p);
     }
   }
 
  private:
   using GateT = typename C::Gate;
-  using Units = OperandUnits<C>;
+  using Unit = OperandUnit<C>;
+  using Inputs = typename OperandShared<C>::Inputs;
   using Operands = typename OperandShared<C>::Operands;
   static constexpr int kChannels = 4;            // of a lane
   static constexpr int kLanes = 64 / kChannels;  // of a row
@@ -219,25 +218,73 @@ class OperandKernelRoles {
   using Gates = float[kChannels];
   using LaneGates = RawGates<GateT, kChannels>;
   using Piece = Bf16Piece<kChannels>;
+  // The scores' products drop all bits of a number but the first 11: 0.72 x
+  // 2^-11 of it in the mean, by which it is multiplied up. (Numbers of up to 11
+  // bits stay what they are.)
+  static constexpr float kUp = 1 + 0.72f / 2048;
+  static constexpr float kLog2Up = 0.72f / 2048 * kLog2E;
 
   __device__ int Thread() const { return threadIdx.x % 128; }
 
-  __device__ void LoadUnit(const Units& unit) {
+  __device__ const OperandItem& ItemOf(const Unit& unit) const {
+    return shared_.items[unit.item % C::kItems];
+  }
+
+  // Waits for the place of a unit's inputs.
+  __device__ void AwaitRead(const Unit& unit) {
+    BarrierWait(SharedAddress(&shared_.read[unit.input()]),
+                unit.input_parity() ^ 1);
+  }
+  // Waits for the place of a unit's operands.
+  __device__ void AwaitEmpty(const Unit& unit) {
+    BarrierWait(SharedAddress(&shared_.empty[unit.team()]),
+                unit.team_parity() ^ 1);
+  }
+
+  // The block's next item that has rows, from slot `next` on; whether there is
+  // one.
+  __device__ bool FindItem(int& next, OperandItem& item) const {
+    const ChunkGlaShape& s = args_.shape;
+    const int H = s.H;
+    while (next < params_.items) {
+      const int index = next;
+      next += gridDim.x;
+      const int chunk = index / H;
+      const int n =
+          FindSequenceOfSlot<kChunk>(args_.cu_seqlens, s.T, s.N, chunk);
+      const SequenceRows sequence = FindSequence(args_.cu_seqlens, s.T, n);
+      const int64_t before =
+          (chunk - FirstSlot<kChunk>(args_.cu_seqlens, s.T, n)) * kChunk;
+      const int64_t rows = min(int64_t{kChunk}, sequence.length - before);
+      if (rows <= 0) continue;
+      item = {.row = sequence.first + before,
+              .output = index,
+              .rows = static_cast<int>(rows),
+              .chunk = chunk,
+              .h = index % H};
+      return true;
+    }
+    item.rows = 0;
+    return false;
+  }
+
+  __device__ void LoadUnit(const Unit& unit, const OperandItem& item) {
     auto& to = shared_.inputs[unit.input()];
     const uint32_t full = SharedAddress(&shared_.full[unit.input()]);
-    const int column = unit.h * C::K + unit.unit * 64;
+    const int column = item.h * C::K + unit.unit * 64;
     BarrierArriveExpect(full,
                         2 * kSlabBytes + kChunk * 64 * int{sizeof(GateT)});
-    TensorLoad(SharedAddress(to.g), &params_.g, column, unit.row, full);
-    TensorLoad(SharedAddress(to.q), &params_.q, column, unit.row, full);
-    TensorLoad(SharedAddress(to.k), &params_.k, column, unit.row, full);
+    TensorLoad(SharedAddress(to.g), &params_.g, column, item.row, full);
+    TensorLoad(SharedAddress(to.q), &params_.q, column, item.row, full);
+    TensorLoad(SharedAddress(to.k), &params_.k, column, item.row, full);
   }
 
-  __device__ ChunkOperands<C::K>& OutputOf(const Units& unit) const {
-    return static_cast<ChunkOperands<C::K>*>(args_.operands)[unit.output];
+  __device__ ChunkOperands<C::K>& OutputOf(const Unit& unit) const {
+    return static_cast<ChunkOperands<C::K>*>(
+        args_.operands)[ItemOf(unit).output];
   }
 
-  __device__ void StoreUnit(const Units& unit) {
+  __device__ void StoreUnit(const Unit& unit) {
     auto& from = shared_.operands[unit.team()];
     auto& to = OutputOf(unit);
     BulkStore(to.q[unit.unit], SharedAddress(from.q), kSlabBytes);
@@ -247,79 +294,111 @@ class OperandKernelRoles {
     TensorStoreCommit();
   }
 
-  __device__ void GateUnit(const Units& unit) {
-    auto& from = shared_.inputs[unit.input()];
-    auto& to = shared_.operands[unit.team()];
+  __device__ void GateUnit(const Unit& unit) {
+    const Inputs& from = shared_.inputs[unit.input()];
+    const OperandItem& item = ItemOf(unit);
+    const int rows = item.rows;
     const int channel = lane_ % kLanes * kChannels;
     const int team = unit.team(), part = warp_ % C::kTeamWarps;
     const int first = (part * (32 / kLanes) + lane_ / kLanes) * kRows;
-    const auto piece = [&](uint8_t(&slab)[kSlabBytes], int r) -> Piece& {
-      return reinterpret_cast<Piece&>(slab[SlabElement(first + r, channel)]);
-    };
-    const bool is_partial = unit.rows < kChunk;
-    Gates sums[kRows], own = {}, b, all;  // sums of this lane's gates so far
-#pragma unroll
-    for (int r = 0; r < kRows; ++r) {
-      LaneGates g = reinterpret_cast<LaneGates&>(from.g[first + r][channel]);
-      if (is_partial && first + r >= unit.rows) g = {};
-      AddGates(g, own);
-#pragma unroll
-      for (int c = 0; c < kChannels; ++c) sums[r][c] = own[c];
-    }
-    SumSlab(own, shared_.totals[team][unit.count / C::kTeams % 2], part,
-            kOperandTeamBarrier + team, 32 * C::kTeamWarps, b, all);
-    Gates shift, late;  // k' is k^ times `late`
-#pragma unroll
-    for (int c = 0; c < kChannels; ++c) {
-      shift[c] = KeyShift(all[c]);
-      late[c] = Exp2(all[c] - shift[c]);
-    }
+    Gates sums[kRows], own, before, all;
+    AddGateRows(from, first, channel, rows, sums, own);
+    SumSlab(own, shared_.totals[team][unit.team_parity()], part,
+            kOperandTeamBarrier + team, 32 * C::kTeamWarps, before, all);
     if (args_.log_decays != nullptr) {
-      StoreLogDecays<kRows>(b, all, first, channel,
-                            LogDecays(args_.log_decays, args_.shape, unit.chunk,
-                                      unit.h, unit.unit));
+      StoreLogDecays<kRows>(before, all, first, channel,
+                            LogDecays(args_.log_decays, args_.shape, item.chunk,
+                                      item.h, unit.unit));
     }
     Piece q[kRows], k[kRows];
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
-      q[r] = piece(from.q, r);
-      k[r] = piece(from.k, r);
-      if (is_partial && first + r >= unit.rows) q[r] = k[r] = {};
+      const int element = SlabElement(first + r, channel);
+      q[r] = reinterpret_cast<const Piece&>(from.q[element]);
+      k[r] = reinterpret_cast<const Piece&>(from.k[element]);
+    }
+    if (rows < kChunk) [[unlikely]] {
+      ZeroFrom(rows - first, q);
+      ZeroFrom(rows - first, k);
     }
     FenceAsyncProxy();  // Before the next load writes there.
     BarrierArrive(SharedAddress(&shared_.read[unit.input()]));
-    BarrierWait(SharedAddress(&shared_.empty[team]), unit.team_parity() ^ 1);
+    AwaitEmpty(unit);
     if (first == 0) Note(unit, channel, all);
+    GateRows(q, k, before, sums, all, first, channel, shared_.operands[team]);
+  }
+
+  // What a lane's gates add up to, up to each of its rows and all.
+  static __device__ void AddGateRows(const Inputs& from, int first, int channel,
+                                     int rows, Gates (&sums)[kRows],
+                                     Gates& all) {
+    LaneGates g[kRows];
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
-      Gates x, sum;
+      g[r] = reinterpret_cast<const LaneGates&>(from.g[first + r][channel]);
+    }
+    if (rows < kChunk) [[unlikely]]
+      ZeroFrom(rows - first, g);
 #pragma unroll
-      for (int c = 0; c < kChannels; ++c) sum[c] = b[c] + sums[r][c];
-      GateQuery(q[r], sum, args_.scale, x);
-      piece(to.q, r) = Round(x);
-      StoreWide(x, to.wide_q, first + r, channel);
-      GateKey(k[r], sum, shift, x);
-      StoreWide(x, to.wide_k, first + r, channel);
+    for (int c = 0; c < kChannels; ++c) all[c] = 0;
 #pragma unroll
-      for (int c = 0; c < kChannels; ++c) x[c] *= late[c];
-      piece(to.late_k, r) = Round(x);
+    for (int r = 0; r < kRows; ++r) {
+      AddGates(g[r], all);
+#pragma unroll
+      for (int c = 0; c < kChannels; ++c) sums[r][c] = all[c];
     }
   }
 
-  // Stores operands of products that drop all bits but the first 11: 0.72 x
-  // 2^-11 of a number in the mean, which is added first. (Numbers of up to 11
-  // bits stay what they are.)
+  // Zeros from this of a lane's rows on.
+  template <typename T>
+  static __device__ void ZeroFrom(int row, T (&x)[kRows]) {
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      if (r >= row) x[r] = {};
+    }
+  }
+
+  // Gates a lane's rows, from what its channels' gates add up to `before` them,
+  // within them (`sums`) and in `all` of the chunk.
+  __device__ void GateRows(const Piece (&q)[kRows], const Piece (&k)[kRows],
+                           const Gates& before, const Gates (&sums)[kRows],
+                           const Gates& all, int first, int channel,
+                           Operands& to) {
+    Gates shift, late;  // k' is k^ times `late`
+#pragma unroll
+    for (int c = 0; c < kChannels; ++c) {
+      shift[c] = KeyShift(all[c]) + kLog2Up;
+      late[c] = Exp2(all[c] - shift[c]);
+    }
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      const int row = first + r, element = SlabElement(row, channel);
+      Gates x, up, sum;
+#pragma unroll
+      for (int c = 0; c < kChannels; ++c) sum[c] = before[c] + sums[r][c];
+      GateQuery(q[r], sum, args_.scale, x);
+#pragma unroll
+      for (int c = 0; c < kChannels; ++c) up[c] = x[c] * kUp;
+      reinterpret_cast<Piece&>(to.q[element]) = Round(x);
+      StoreWide(up, to.wide_q, row, channel);
+      GateKey(k[r], sum, shift, x);
+      StoreWide(x, to.wide_k, row, channel);
+#pragma unroll
+      for (int c = 0; c < kChannels; ++c) x[c] *= late[c];
+      reinterpret_cast<Piece&>(to.late_k[element]) = Round(x);
+    }
+  }
+
+  // Stores operands of the scores' products.
   static __device__ void StoreWide(const Gates& x,
                                    uint8_t (&slabs)[2][kSlabBytes], int row,
                                    int channel) {
-    constexpr float kUp = 1 + 0.72f / 2048;
     uint8_t* const to = slabs[channel / 32] + SlabOffset(row, channel % 32 / 4);
-    *reinterpret_cast<float4*>(to) = {x[0] * kUp, x[1] * kUp, x[2] * kUp,
-                                      x[3] * kUp};
+    *reinterpret_cast<float4*>(to) = {x[0], x[1], x[2], x[3]};
   }
 
   // The decays of a unit's channels, and which of them are steep.
-  __device__ void Note(const Units& unit, int channel, const Gates& all) {
+  __device__ void Note(const Unit& unit, int channel, const Gates& all) {
     Gates decay;
     bool any = false;
 #pragma unroll
@@ -364,13 +443,14 @@ class OperandKernelRoles {
 
   // Adds the terms q k e^(b_t - b_u) of the item's steep channels. (What their
   // gated operands add to the products is below 2^-kMaxLog2Decay of that.)
-  __device__ void AddSteep(const Units& unit, float (&p)[32]) {
+  __device__ void AddSteep(const Unit& unit, float (&p)[32]) {
     bool any = false;
     for (int i = 0; i < C::kUnits; ++i) {
       any |= shared_.any_steep[unit.note()][i];
     }
     if (!any) return;
     const bool* const is_steep = shared_.is_steep[unit.note()];
+    const OperandItem& item = ItemOf(unit);
 #pragma unroll 1
     for (int first = 0; first < C::K; first += 8) {
       bool some = false;
@@ -379,9 +459,9 @@ class OperandKernelRoles {
       if (!some) continue;
       NamedBarrier(kOperandScoreBarrier, 128);
       const int t = Thread() / 2;
-      const bool valid = t < unit.rows;
+      const bool valid = t < item.rows;
       const int64_t offset =
-          ((unit.row + (valid ? t : 0)) * args_.shape.H + unit.h) * C::K +
+          ((item.row + (valid ? t : 0)) * args_.shape.H + item.h) * C::K +
           first;
       LoadSteepChannels<GateT>(args_, Thread(), valid, offset, shared_.steep);
       NamedBarrier(kOperandScoreBarrier, 128);
@@ -396,7 +476,7 @@ class OperandKernelRoles {
     }
   }
 
-  __device__ void StoreScores(const Units& unit, const float (&p)[32]) {
+  __device__ void StoreScores(const Unit& unit, const float (&p)[32]) {
     auto& to = OutputOf(unit);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
