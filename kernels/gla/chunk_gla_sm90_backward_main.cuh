@@ -101,6 +101,8 @@ class BackwardMain : BackwardValues<C> {
     }
 
     FormGradients(i, chunk, rows, packed, grad_chunk, q, k);
+    // The next v comes to where dA's rest was.
+    if constexpr (!C::kRoomy) FenceAsyncProxy();
     NamedBarrier(kBackwardMainBarrier, C::kMainThreads);
     // The operands, S, d_o and dA have been read.
     if (!any_steep) Tell(shared_.operands_read);

@@ -83,6 +83,7 @@ class GradScores {
     Touch(d_a[0]);
     Touch(d_a[1]);
     Touch(d_a[2]);
+    FenceAsyncProxy();  // S and D have been read.
     ReleaseStep<C>(shared_, step_);
     ++step_;
   }

@@ -88,7 +88,9 @@ __global__ void __cluster_dims__(C::kCluster) __launch_bounds__(C::kThreads, 1)
     for (int s = 0; s < C::kStages; ++s) {
       BarrierInit(SharedAddress(&shared.full[s]), C::kFullArrivals);
       if (!C::kGates) {
-        BarrierInit(SharedAddress(&shared.a_empty[s]), C::kAEmptyArrivals);
+        BarrierInit(SharedAddress(&shared.a_empty[s]), 256);
+        BarrierInit(SharedAddress(&shared.other_a_empty[s]), 1);
+        BarrierInit(SharedAddress(&shared.other_empty[s]), 1);
       }
       BarrierInit(SharedAddress(&shared.x_full[s]), 1);
       BarrierInit(SharedAddress(&shared.empty[s]), C::kEmptyArrivals);

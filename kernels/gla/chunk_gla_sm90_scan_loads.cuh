@@ -35,7 +35,6 @@ class ScanLoads {
   // step have been read; else the decays come with B.
   __device__ void Load(int i) {
     const int stage = i % C::kStages;
-    const uint32_t before = Parity<C::kStages>(i) ^ 1;
     auto& tiles = shared_.stage[stage];
     const uint32_t full = SharedAddress(&shared_.full[stage]);
     const uint32_t x_full = SharedAddress(&shared_.x_full[stage]);
@@ -51,8 +50,8 @@ class ScanLoads {
     };
     const bool has_output = C::kOutput && i >= work_.silent;
     if constexpr (C::kOutput) {
+      AwaitReleased(i, shared_.a_empty, shared_.other_a_empty);
       if (has_output) {
-        BarrierWait(SharedAddress(&shared_.a_empty[stage]), before);
         constexpr int kRestBytes = C::kOwnRest ? sizeof(from.own_rest) : 0;
         load_decay(sizeof(tiles.a) + sizeof(from.scores) + kRestBytes);
         LoadShare(tiles.a, from_a, full);
@@ -62,11 +61,25 @@ class ScanLoads {
         }
       }
     }
-    BarrierWait(SharedAddress(&shared_.empty[stage]), before);
+    AwaitReleased(i, shared_.empty, shared_.other_empty);
     if (!has_output) load_decay(0);
     BarrierArriveExpect(x_full, sizeof(tiles.b) + sizeof(tiles.x));
     LoadShare(tiles.b, from_b, x_full);
     LoadX<C>(params_, work_, shared_, i);
+  }
+
+  // Waits until both blocks have released what was where step i's will be: once
+  // its own has, a loader tells the other's, whose block so outlives the last
+  // that it is told.
+  __device__ void AwaitReleased(int i, uint64_t (&own)[C::kStages],
+                                uint64_t (&others)[C::kStages]) {
+    if (i < C::kStages) return;
+    const int stage = i % C::kStages;
+    const uint32_t before = Parity<C::kStages>(i) ^ 1;
+    const uint32_t others_place = SharedAddress(&others[stage]);
+    BarrierWait(SharedAddress(&own[stage]), before);
+    ClusterBarrierArrive(ClusterAddress(others_place, rank_ ^ 1));
+    BarrierWait(others_place, before);
   }
 
   // This block's part of an array, to the same place in all blocks.
@@ -110,13 +123,8 @@ class ScanLoads {
         const int column = (channel + c) / 8 * 2 + c % 2;
         product[c] *= decay.mid[row][column];
       }
-      // As ScanState's Arrive.
-      const uint32_t empty = SharedAddress(&shared_.empty[stage]);
-      BarrierArrive(empty);
-      __syncwarp();
-      if (thread % 32 == 0 && i + C::kStages < work_.chunks) {
-        ClusterBarrierArrive(ClusterAddress(empty, rank_ ^ 1));
-      }
+      FenceAsyncProxy();  // They have been read.
+      BarrierArrive(SharedAddress(&shared_.empty[stage]));
     }
     float* const to = PieceDecay<C>(params_.args, work_, slab) + channel;
     for (int c = 0; c < 4; ++c) to[c] = product[c];

@@ -87,12 +87,12 @@ struct ScanConfig {
       1 + (kFormsScores ? kOwn * (80 - 4 * kOwn)
            : kGates     ? kOwn * 16
                         : 0);
-  // Arrivals on a stage's `a_empty`: of the block's own state threads and of
-  // the other block's state warps; and on `empty`: without gates and output
-  // also of the warps that multiply up decays.
-  static constexpr int kAEmptyArrivals = 256 + 8 * (kCluster - 1);
-  static constexpr int kEmptyArrivals =
-      kAEmptyArrivals + (kGates || kOutput ? 0 : 64 + 2 * (kCluster - 1));
+  // Arrivals on `empty`: of the block's state threads, and of those that
+  // multiply up decays; where operands are gated here also of the other block's
+  // state warps.
+  static constexpr int kEmptyArrivals = 256 + (kGates    ? 8 * (kCluster - 1)
+                                               : kOutput ? 0
+                                                         : 64);
   static_assert(kOwn >= 1 && kOwn * kCluster == kSlabs);
 };
 
@@ -179,7 +179,10 @@ struct ScanShared {
   std::conditional_t<C::kOwnRest, OwnRests<C>, NoOwnRests> own_rest;
   uint64_t full[C::kStages];
   uint64_t empty[C::kStages];
+  // Where operands come gated; the others: the other block's are.
   uint64_t a_empty[C::kGates ? 1 : C::kStages];
+  uint64_t other_empty[C::kGates ? 1 : C::kStages];
+  uint64_t other_a_empty[C::kGates ? 1 : C::kStages];
   uint64_t x_full[C::kStages];
   uint64_t scored, scores_empty;
   uint64_t g_full[2];

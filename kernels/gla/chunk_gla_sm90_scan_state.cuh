@@ -130,9 +130,10 @@ class ScanState : ScanScores<C> {
       }
       if constexpr (C::kOwnRest) {
         AddOwnRest(shared_.own_rest.stage[stage], x, y);
+        FenceAsyncProxy();  // It has been read.
       }
       if constexpr (!C::kGates) {
-        Arrive(i, &shared_.a_empty[stage]);
+        BarrierArrive(SharedAddress(&shared_.a_empty[stage]));
       } else if constexpr (!C::kKeeps) {
         __syncwarp();
         FreeScores();
@@ -144,7 +145,7 @@ class ScanState : ScanScores<C> {
         if (has_next) LoadScores(i + 1);
       }
     } else if constexpr (C::kOutput && !C::kGates) {
-      Arrive(i, &shared_.a_empty[stage]);
+      BarrierArrive(SharedAddress(&shared_.a_empty[stage]));
     }
     FinishUpdate<kOutput ? kScoreGroups : 0>(C::kReverse ? i + 1 : i);
     Release(i);
@@ -340,24 +341,20 @@ class ScanState : ScanScores<C> {
     }
   }
 
-  // After step i, to all that fill its stage.
+  // After step i, to all that fill its stage: every thread for itself on this
+  // block's barrier, which racecheck follows. Where operands are gated here
+  // also a lane for its warp on the other block's, but not after the last
+  // kReuse steps: then that block may be gone.
   __device__ void Release(int i) {
     if (C::kOutput && warp_ == 0 && lane_ == 0) TensorStoreWaitRead();
-    Arrive(i, &shared_.empty[i % C::kStages]);
-  }
-
-  // Arrives after step i on this block's barrier, every thread for itself,
-  // which racecheck follows where a block is alone; and as a warp on the other
-  // block's, but not after the last kReuse steps: then that block may be gone.
-  // (Until then its loader waits: where not for a_empty itself, in silent
-  // steps, for empty, of which the same lane tells it later.)
-  __device__ void Arrive(int i, uint64_t* barrier) {
-    BarrierArrive(SharedAddress(barrier));
-    if (C::kCluster == 1) return;
+    // Forward, edges have just been read.
+    if (C::kGates && !C::kReverse && C::kCluster > 1) FenceAsyncProxy();
+    const uint32_t empty = SharedAddress(&shared_.empty[i % C::kStages]);
+    BarrierArrive(empty);
+    if (C::kCluster == 1 || !C::kGates) return;
     __syncwarp();
     if (i + C::kReuse >= work_.chunks || lane_ > 0) return;
-    ClusterBarrierArrive(
-        ClusterAddress(SharedAddress(barrier), ClusterRank() ^ 1));
+    ClusterBarrierArrive(ClusterAddress(empty, ClusterRank() ^ 1));
   }
 
   // Starts the store of a chunk's y, from a slab.
