@@ -90,10 +90,12 @@ class ScanState : ScanScores<C> {
       StateOutput(i, stored, y, a_rests, [&](int half) {
         if constexpr (C::kFormsScores) {
           if (half == 0) StoreScores(i, chunk, own_scores, p);
-        } else if (!C::kGates && half % 2 == 1) {
-          Scale(half / 2, decay[half / 2].mid);
         }
       });
+      if constexpr (!C::kGates) {
+#pragma unroll
+        for (int s = 0; s < C::kSlabs; ++s) Scale(s, decay[s].mid);
+      }
     }
 
     BarrierWait(SharedAddress(&shared_.x_full[stage]), Parity<C::kStages>(i));
