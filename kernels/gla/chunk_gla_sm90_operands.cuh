@@ -11,10 +11,10 @@
 //   warp 21 (stores)         one thread stores q~, k' and the decays
 //
 // Barriers, of a unit's inputs:
-//   full   q, k, g are there, and what the unit's item is
+//   full   q, k, g are there, and which item it is of; or that there is none
 //   read   its team has them in registers
 // and of its operands:
-//   gated  they are there
+//   gated  they are there, or there is no such item
 //   empty  all score warps are done with them, and what is stored has been read
 #ifndef GLA_KERNELS_GLA_CHUNK_GLA_SM90_OPERANDS_CUH_
 #define GLA_KERNELS_GLA_CHUNK_GLA_SM90_OPERANDS_CUH_

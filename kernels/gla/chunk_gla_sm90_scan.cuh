@@ -44,8 +44,10 @@
 //             them
 //   x_full    x is there, and B if it is loaded
 //   empty     all that use it in the cluster are done with the stage, and
-//             with the step's RowRests
-//   a_empty   with what `full` says is loaded
+//             with the step's RowRests; where operands come gated only those
+//             of this block
+//   a_empty   the same, of what `full` says is loaded
+//   other_empty, other_a_empty  the other block is: its loader says so
 // of scores that do not come with a stage:
 //   scored, scores_empty  both halves are stored, or what the forward pass left
 //             is loaded; both warpgroups, and the store, have read them

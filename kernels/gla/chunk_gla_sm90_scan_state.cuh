@@ -346,7 +346,7 @@ class ScanState : ScanScores<C> {
   // After step i, to all that fill its stage: every thread for itself on this
   // block's barrier, which racecheck follows. Where operands are gated here
   // also a lane for its warp on the other block's, but not after the last
-  // kReuse steps: then that block may be gone.
+  // kReuse steps, for which nobody there waits.
   __device__ void Release(int i) {
     if (C::kOutput && warp_ == 0 && lane_ == 0) TensorStoreWaitRead();
     // Forward, edges have just been read.

@@ -811,6 +811,26 @@ def repeats():
             require_same_bits(first, call(op, p), "a repeat")
         return f"{count} times"
 
+    def forward_only(p):
+        """Where no states are stored; called, and twice in a graph."""
+        want = {name: y for name, y in call(chunk_gla, p).items() if name in ("o", "ht")}
+
+        @torch.no_grad()
+        def forward():
+            o, ht = chunk_gla(p["q"], p["k"], p["v"], p["g"], initial_state=p["initial_state"],
+                              output_final_state=True)
+            return {"o": o, "ht": ht}
+
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            forward()
+            replayed = forward()
+        for _ in range(count):
+            require_same_bits(want, forward(), "forward only")
+            graph.replay()
+            require_same_bits(want, replayed, "a replay of it")
+        return f"{count} times"
+
     count = 3 if options.quick else 200
     # Of the tuned head shapes, in three pieces.
     for K, V in ((64, 128), (60, 60)) if options.quick else TUNED_HEADS + ((60, 60), (512, 512)):
@@ -828,6 +848,9 @@ def repeats():
     for (K, V), gate_dtype in () if options.quick else itertools.product(TUNED_HEADS, (FP32, BF16)):
         yield f"{K}x{V} mixed gates {dtype_name(gate_dtype)}", lambda K=K, V=V, d=gate_dtype: case(
             chunk_gla, problem(1, 4000, 2048 // K, K, V, gate_dtype=d, gates=mixed_gates), count)
+    for B, T, H in () if options.quick else ((8, 1024, 4), *piece_shapes(512).values()):
+        yield f"256x512 forward only {B},{T},{H}", lambda B=B, T=T, H=H: forward_only(
+            problem(B, T, H, 256, 512))
     yield "packed", lambda: case(
         chunk_gla, problem(1, 257, 2, 64, 128, cu_seqlens=[0, 63, 63, 128, 257]), count)
     yield "recurrent", lambda: case(fused_recurrent_gla, problem(2, 33, 2, 64, 128), count)
