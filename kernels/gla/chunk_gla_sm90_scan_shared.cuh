@@ -179,7 +179,8 @@ struct ScanShared {
   std::conditional_t<C::kOwnRest, OwnRests<C>, NoOwnRests> own_rest;
   uint64_t full[C::kStages];
   uint64_t empty[C::kStages];
-  // Where operands come gated; the others: the other block's are.
+  // Where operands come gated. `other_`: the other block's, as its loader
+  // tells.
   uint64_t a_empty[C::kGates ? 1 : C::kStages];
   uint64_t other_empty[C::kGates ? 1 : C::kStages];
   uint64_t other_a_empty[C::kGates ? 1 : C::kStages];

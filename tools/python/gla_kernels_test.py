@@ -526,9 +526,8 @@ def batches():
 
 @group
 def pieces():
-    """Few heads: six or eight pieces a sequence, by kernels that start while the one before ends.
-    Pieces of two chunks: no stage of shared memory is used again, of which racecheck reports
-    hazards that are none (docs/kernels.md, "Tests")."""
+    """Few heads: six or eight pieces a sequence, of two chunks each, by kernels that start while
+    the one before ends."""
     for (K, V), (B, T, H) in [((256, 512), (1, 1024, 2)), ((256, 512), (1, 700, 1)),
                               ((128, 256), (1, 1024, 2)), ((128, 128), (1, 1024, 2)),
                               ((64, 128), (1, 1024, 1))]:
