@@ -47,7 +47,7 @@ class OperandKernelRoles {
     bool any = true;
 #pragma unroll 1
     for (int i = 0; any; ++i) {
-      AwaitRead({i, 0});
+      AwaitRead({i, 0});  // So no role is still at item i - kItems.
       OperandItem& item = shared_.items[i % C::kItems];
       any = FindItem(next, item);
       // That there is none is told to each team.

@@ -119,6 +119,7 @@ class ScanLoads {
       BarrierWait(SharedAddress(&shared_.full[stage]), Parity<C::kStages>(i));
 #pragma unroll
       for (int c = 0; c < 4; ++c) {
+        // FactorRow and FactorColumn, of a slab's own channel.
         const int row = (channel + c) % 8 / 2;
         const int column = (channel + c) / 8 * 2 + c % 2;
         product[c] *= decay.mid[row][column];
